@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where things lie on a node: the store of images on its disk, the run-time directory in its memory.
+
+Both are the user's own (mode 0700).  Neither is ever below ``$HOME``: home directories are on shared file
+systems with quotas, and locks do not hold there.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+
+from hpcpod.errors import StoreUnusable
+
+ATTEMPTS = 10
+"""Names tried where another user might have taken the first (a sticky world-writable directory)."""
+
+
+def _own_directory(path: str, uid: int, *, create: bool) -> bool:
+    """Whether path is a directory of ours that nobody else can enter; made first if `create` says so."""
+    if create:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        except OSError:
+            return False
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == uid and not status.st_mode & 0o077
+
+
+def _first_own(base: str, uid: int, *, create: bool) -> str | None:
+    names = [base, *(f"{base}.{n}" for n in range(1, ATTEMPTS))]
+    return next((name for name in names if _own_directory(name, uid, create=create)), None)
+
+
+def runtime_directory(environment: Mapping[str, str], uid: int) -> str:
+    """Directory of pods, plans, locks and events: node-local memory, gone with a reboot.
+
+    ``$HPCPOD_RUNTIME``, else ``/run/hpcpod/UID`` where the site's boot made it, else
+    ``/dev/shm/hpcpod-UID``.  native/paths.c follows the same rule.  Raises StoreUnusable.
+    """
+    given = environment.get("HPCPOD_RUNTIME")
+    if given:
+        if _own_directory(given, uid, create=True):
+            return given
+        raise StoreUnusable(
+            f"run-time directory {given}: not a directory of uid {uid} with mode 0700",
+            hint="choose another with HPCPOD_RUNTIME, on tmpfs",
+        )
+    site = f"/run/hpcpod/{uid}"
+    if _own_directory(site, uid, create=False):
+        return site
+    found = _first_own(f"/dev/shm/hpcpod-{uid}", uid, create=True)
+    if found is None:
+        raise StoreUnusable(
+            f"run-time directory /dev/shm/hpcpod-{uid}: cannot be made, and no name beside it",
+            hint="have the site make /run/hpcpod/UID at boot, or set HPCPOD_RUNTIME to a directory on tmpfs",
+        )
+    return found
+
+
+def store_directory(environment: Mapping[str, str], uid: int) -> str:
+    """Directory of unpacked images on node-local disk.
+
+    ``$HPCPOD_STORE`` (made if its parent exists), else ``/var/tmp/hpcpod-UID``.  Raises StoreUnusable.
+    """
+    given = environment.get("HPCPOD_STORE")
+    if given:
+        if _own_directory(os.path.abspath(given), uid, create=True):
+            return os.path.abspath(given)
+        raise StoreUnusable(
+            f"image store {given}: cannot be made, or not a directory of uid {uid} with mode 0700",
+            hint="choose another with HPCPOD_STORE, on a disk of this node",
+        )
+    found = _first_own(f"/var/tmp/hpcpod-{uid}", uid, create=True)
+    if found is None:
+        raise StoreUnusable(
+            f"image store /var/tmp/hpcpod-{uid}: cannot be made, and no name beside it",
+            hint="set HPCPOD_STORE to a directory on a disk of this node",
+        )
+    return found

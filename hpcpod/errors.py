@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The error tree.  Library code raises these; only the command line prints them or exits.
+
+Every error knows four things besides its sentence: a *hint* (what the reader can do), a *slug*
+(stable, for scripts and documentation), an *exit code* and a *fault*: whose mistake it is.  The fault
+decides what a scheduler hook does with it: Slurm drains a node whose prolog ends non-zero
+(slurm.conf(5), Prolog), so only a node fault may end one that way.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import ClassVar
+
+EXIT_HPCPOD = 125
+"""hpcpod itself failed, before the program was started (as in docker-run(1) and podman-run(1))."""
+EXIT_CANNOT_EXECUTE = 126
+"""The program exists in the image but cannot be executed."""
+EXIT_NOT_FOUND = 127
+"""The program does not exist in the image."""
+EXIT_USAGE = 2
+"""The command line of a command other than ``run`` is wrong; ``run`` says 125."""
+
+
+class Fault(Enum):
+    """Who can mend it."""
+
+    USER = "user"
+    SITE = "site"
+    NODE = "node"
+    BUG = "bug"
+
+
+class HpcpodError(Exception):
+    """Root of all errors that hpcpod raises on purpose.
+
+    message: one line: what, where, got and expected; lower case, no full stop.
+    hint: what the reader can do about it, or None.
+    """
+
+    slug: ClassVar[str] = "internal"
+    exit_code: ClassVar[int] = EXIT_HPCPOD
+    fault: ClassVar[Fault] = Fault.BUG
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(HpcpodError):
+    """The command line, a configuration file or an environment variable of hpcpod's is wrong."""
+
+    slug = "usage"
+    fault = Fault.USER
+
+
+class ImageReferenceError(UsageError):
+    """An image reference that cannot be parsed."""
+
+    slug = "image-reference"
+
+
+class ImageNotFound(HpcpodError):
+    """The reference is well-formed, but nothing is there."""
+
+    slug = "image-not-found"
+    fault = Fault.USER
+
+
+class ImageInvalid(HpcpodError):
+    """The image breaks a rule of its format, or of this program's safety rules."""
+
+    slug = "image-invalid"
+    fault = Fault.USER
+
+
+class ImageDigestMismatch(ImageInvalid):
+    """Bytes do not have the digest or the size that was promised for them."""
+
+    slug = "image-digest"
+
+
+class ImageLimitExceeded(ImageInvalid):
+    """The image is larger, deeper or longer than a configured limit."""
+
+    slug = "image-limit"
+
+
+class ImagePlatformMismatch(HpcpodError):
+    """The image has nothing for this machine's operating system and architecture."""
+
+    slug = "image-platform"
+    fault = Fault.USER
+
+
+class ImageInUse(HpcpodError):
+    """The image cannot be removed: a pod runs from it."""
+
+    slug = "image-in-use"
+    fault = Fault.USER
+
+
+class StoreUnusable(HpcpodError):
+    """The image store cannot be used: permissions, owner, version."""
+
+    slug = "store-unusable"
+    fault = Fault.SITE
+
+
+class StoreFull(HpcpodError):
+    """No space or no quota left where the store lies."""
+
+    slug = "store-full"
+    fault = Fault.SITE
+
+
+class KernelFeatureMissing(HpcpodError):
+    """The node's kernel lacks, or forbids, something that a rootless pod needs."""
+
+    slug = "kernel-feature"
+    fault = Fault.SITE
+
+
+class MpiMismatch(HpcpodError):
+    """Ranks would start as N worlds of size one: PMI served and MPI of the image do not fit."""
+
+    slug = "mpi-mismatch"
+    fault = Fault.USER
+
+
+class BindSourceMissing(HpcpodError):
+    """The source of a bind does not exist or cannot be reached."""
+
+    slug = "bind-source"
+    fault = Fault.USER
+
+
+class ReportEmpty(HpcpodError):
+    """There are no start-up events to report on."""
+
+    slug = "report-empty"
+    fault = Fault.USER

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frozen facts and plans: what planning reads and what it makes.
+
+Nothing here touches the operating system.  Facts are read once at the edge (``scheduler_plugins``,
+``images``, ``launcher.facts``); planning turns them into a :class:`NodePlan`; ``launcher.record`` writes
+that down as the words which the native executor applies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+# --------------------------------------------------------------------------- images
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What an image was built for: image-spec, image-index.md, ``platform``."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """The part of an image's configuration that starting it needs (image-spec, config.md)."""
+
+    env: tuple[tuple[str, str], ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    workdir: str = ""
+    user: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    volumes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VerifiedImage:
+    """An image whose every byte had the digest that was asked for, unpacked in the store.
+
+    Only ``images.store`` makes one.  Planning takes no other form of image, so an unverified one cannot
+    reach a pod.
+
+    digest: of the image manifest, ``sha256:…``.
+    rootfs: absolute path of the unpacked tree in the store.
+    reference: as the user wrote it.
+    """
+
+    reference: str
+    digest: str
+    rootfs: str
+    platform: Platform
+    config: ImageConfig
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """Identity of a file at one moment (stat(2)); equal stamps mean that nothing was written since."""
+
+    path: str
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One timed phase of a preparation, CLOCK_REALTIME nanoseconds."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+# --------------------------------------------------------------------------- scheduler
+
+
+class PmiKind(Enum):
+    """How a process manager talks to the ranks' MPI library."""
+
+    PMI1 = "pmi1"
+    PMI2 = "pmi2"
+    PMIX = "pmix"
+
+
+class MpiFamily(Enum):
+    """Which MPI library an image holds; decides the PMI kinds that it understands."""
+
+    MPICH = "mpich"
+    OPENMPI = "openmpi"
+
+
+@dataclass(frozen=True)
+class MpiLibrary:
+    """An MPI library found in an image.
+
+    path: inside the image.  pmi: the kinds that this build speaks.
+    """
+
+    family: MpiFamily
+    path: str
+    pmi: frozenset[PmiKind]
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """This process's place in a parallel job, whatever the scheduler.
+
+    launcher: ``slurm`` or ``local``.  scope: names the set of ranks on this node that share a pod
+    (``slurm-JOB.STEP``), empty for a lone run.  ntasks: ranks of the whole step; local_ntasks: those on
+    this node; rank and local_rank count from 0.  served: the PMI kinds that the process manager offers.
+    """
+
+    launcher: str
+    scope: str
+    job_id: str
+    step_id: str
+    node: str
+    rank: int
+    local_rank: int
+    ntasks: int
+    local_ntasks: int
+    served: frozenset[PmiKind]
+    environment: Mapping[str, str]
+    cwd: str
+
+
+# --------------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True)
+class Bind:
+    """Bind source of the node onto target of the pod, with everything mounted below it.
+
+    optional: a missing source is passed over.
+    """
+
+    source: str
+    target: str
+    read_only: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class BindFromEnv:
+    """Bind the directory that an environment variable of the rank names, at its own path.
+
+    For what changes with every step and so must not be in a plan that outlives the step, such as
+    PMIX_SERVER_TMPDIR.  Passed over where the variable is unset or the directory is absent.
+    """
+
+    variable: str
+
+
+@dataclass(frozen=True)
+class Tmpfs:
+    """A memory file system.  mode: permission bits; size: bytes, 0 for the kernel's default (half of RAM)."""
+
+    target: str
+    mode: int
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class GeneratedFile:
+    """A read-only file with this text, bound over target."""
+
+    target: str
+    content: str
+
+
+Mount = Bind | BindFromEnv | Tmpfs | GeneratedFile
+
+
+@dataclass(frozen=True)
+class EnvSet:
+    """NAME=VALUE whatever the rank inherits."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class EnvDefault:
+    """NAME=VALUE unless the rank inherits NAME."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class EnvUnset:
+    """Remove NAME; a trailing ``*`` removes every name with that prefix."""
+
+    pattern: str
+
+
+EnvOp = EnvSet | EnvDefault | EnvUnset
+
+
+@dataclass(frozen=True)
+class PodPlan:
+    """What makes a pod: its root, its mounts in order, its memory.
+
+    writable: size in bytes of the memory layer over the image, or None for a read-only root.
+    """
+
+    rootfs: str
+    writable: int | None
+    mounts: tuple[Mount, ...]
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """What every rank does after it joined the pod.
+
+    workdirs: tried in order; ``.`` is the directory where the rank was started.
+    command: argv for a rank that names no program.  launch: words put before the rank's argv
+    (an mpiexec of the image).  seccomp: BPF program (struct sock_filter[]), empty for none.
+    accepted: PMI kinds that the image's MPI understands, None when no check is wanted.
+    """
+
+    environment: tuple[EnvOp, ...]
+    workdirs: tuple[str, ...]
+    command: tuple[str, ...]
+    launch: tuple[str, ...]
+    seccomp: bytes
+    accepted: frozenset[PmiKind] | None
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """All that the native executor needs on one node, and what must still be true for it to be used.
+
+    guards: files that the plan was made from; one that changed makes the plan void.
+    """
+
+    image: VerifiedImage
+    guards: tuple[FileStamp, ...]
+    pod: PodPlan
+    rank: RankPlan
