@@ -55,7 +55,7 @@ HOME_OF_SOMEBODY = re.compile(r"(?<![\w.])/(?:home|Users)/(?!user\b|alice\b|bob\
 
 
 def test_no_place_of_one_machine() -> None:
-    places = "|".join(re.escape(place) + r"(?![\w-])" for place in machine_places())
+    places = "|".join(rf"(?<![\w.}}-]){re.escape(place)}(?![\w-])" for place in machine_places())
     found = lines_that_match(re.compile(f"{HOME_OF_SOMEBODY.pattern}|{places}"))
     assert not found, "\n".join(found)
 
