@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * hpcpod, the command on PATH.  `run` is carried out here when the plan or the pod is there already; every other
+ * word, and every command line that is not plainly right, is Python's.
+ */
+#define _GNU_SOURCE
+#include "hpcpod.h"
+
+#include <string.h>
+#include <unistd.h>
+
+static int run(char *const *words, struct fault *f)
+{
+	struct launch launch = {.stamps.start = clock_realtime_ns(), .argv = words};
+	char cwd[PATH_MAX] = "";
+	int events;
+
+	if (request_parse(words + 2, &launch.request) == REQUEST_FOR_PYTHON)
+		return python_exec(words + 1, f);
+	if (!getcwd(cwd, sizeof cwd))
+		cwd[0] = '\0'; /* deleted or unreachable: the plan's other directories will do */
+	step_recognise(&launch.step);
+	launch.runtime = runtime_open(f);
+	if (launch.runtime < 0)
+		return -1;
+	events = events_open(launch.runtime, &launch.step, f);
+	if (events < 0 || pod_enter(&launch, f) < 0)
+		return -1;
+	return rank_execute(&launch, cwd, events, f);
+}
+
+int main(int argc, char **argv)
+{
+	struct fault fault = {0};
+
+	if (argc > 1 && !strcmp(argv[1], "run"))
+		run(argv, &fault);
+	else if (argc > 1 && !strcmp(argv[1], "--rank"))
+		rank_stub(argv + 2, &fault);
+	else
+		python_exec(argv + 1, &fault);
+	if (fault.text[0])
+		fault_print(&fault);
+	return fault.code ? fault.code : EXIT_HPCPOD;
+}

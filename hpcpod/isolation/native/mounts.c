@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The pod's root and what is mounted on it.
+ *
+ * Every target is resolved inside the new root (openat2, RESOLVE_IN_ROOT) and mounted by descriptor: a link in
+ * the image, /dev -> /host/path say, can redirect a mount to another place of the image, never to the node.
+ */
+#define _GNU_SOURCE
+#include "hpcpod.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifndef AT_RECURSIVE
+#define AT_RECURSIVE 0x8000
+#endif
+
+enum { IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
+
+static int open_in(int root, const char *path)
+{
+	return sys_openat2(root, path, O_PATH, IN_ROOT);
+}
+
+/* ------------------------------------------------------------------ mount points that the image lacks */
+
+/* Make path in the scratch layer, with the modes that the image gives to the directories on the way. */
+static int make_in_layer(const struct assembly *a, int layer, char *path, bool directory)
+{
+	for (char *slash = strchr(path + 1, '/');; slash = strchr(slash + 1, '/')) {
+		struct stat s = {.st_mode = 0755};
+		int there, made;
+
+		if (slash)
+			*slash = '\0';
+		there = open_in(a->tree, path);
+		if (there >= 0 && fstat(there, &s) < 0)
+			s.st_mode = 0755;
+		if (there >= 0)
+			close(there);
+		if (slash || directory)
+			made = mkdirat(layer, path + 1, s.st_mode & 07777);
+		else if ((made = openat(layer, path + 1, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644)) >= 0)
+			close(made);
+		if (made < 0 && errno != EEXIST)
+			return -1;
+		if (!slash)
+			return 0;
+		*slash = '/';
+	}
+}
+
+/* Path of an open descriptor below the image's tree: where a link in the image really leads. */
+static int path_in_tree(const struct assembly *a, int fd, char *out, size_t size)
+{
+	char link[32], tree[PATH_MAX], full[PATH_MAX];
+	ssize_t n, m;
+
+	snprintf(link, sizeof link, "/proc/self/fd/%d", a->tree);
+	n = readlink(link, tree, sizeof tree - 1);
+	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+	m = readlink(link, full, sizeof full - 1);
+	if (n < 0 || m < n || memcmp(full, tree, (size_t)n) != 0)
+		return -1;
+	full[m] = '\0';
+	snprintf(out, size, "%s", full + n);
+	return 0;
+}
+
+/* The mount point without links: the longest part that the image has, resolved, and the rest as it is. */
+static int settle_target(const struct assembly *a, const char *target, char *out, size_t size, bool *exists)
+{
+	char part[PATH_MAX];
+	size_t length = strlen(target);
+	int fd = -1;
+
+	if (length >= sizeof part) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	memcpy(part, target, length + 1);
+	for (;;) {
+		fd = open_in(a->tree, length ? part : "/");
+		if (fd >= 0 || length == 0 || (errno != ENOENT && errno != ENOTDIR))
+			break;
+		while (length > 0 && part[--length] != '/')
+			;
+		part[length] = '\0';
+	}
+	if (fd < 0 || path_in_tree(a, fd, out, size) < 0)
+		return -1;
+	close(fd);
+	*exists = target[length] == '\0';
+	if (strlen(out) + strlen(target + length) >= size) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	strcat(out, target + length);
+	return 0;
+}
+
+/* Where op is mounted, or NULL when it is no mount or is passed over on this node. */
+static const char *mount_target(const struct op *op, bool *directory)
+{
+	const char *source = op->word[0];
+	struct stat s;
+
+	*directory = true;
+	switch (op->kind) {
+	case OP_TMPFS:
+		return op->word[0];
+	case OP_FILE:
+		*directory = false;
+		return op->word[0];
+	case OP_BIND_ENV:
+		source = getenv(op->word[0]);
+		return source && source[0] == '/' && stat(source, &s) == 0 && S_ISDIR(s.st_mode) ? source : NULL;
+	case OP_BIND:
+		if (stat(source, &s) < 0)
+			return strstr(op->word[2], "optional") ? NULL : op->word[1];
+		*directory = S_ISDIR(s.st_mode);
+		return op->word[1];
+	default:
+		return NULL;
+	}
+}
+
+/* Whether target lies on or below something that an earlier operation mounts: then it is not the image's. */
+static bool below_earlier(const struct record *record, const struct op *op, const char *target)
+{
+	for (const struct op *other = record->ops; other < op; other++) {
+		bool directory;
+		const char *earlier = mount_target(other, &directory);
+		size_t length = earlier ? strlen(earlier) : 0;
+
+		if (length > 1 && !strncmp(earlier, target, length) && (target[length] == '/' || !target[length]))
+			return true;
+	}
+	return false;
+}
+
+static int make_mount_points(const struct record *record, const struct assembly *a, int layer, bool *needed,
+                             struct fault *f)
+{
+	for (size_t i = 0; i < record->count; i++) {
+		const struct op *op = &record->ops[i];
+		char path[PATH_MAX];
+		bool directory, exists;
+		const char *target = mount_target(op, &directory);
+
+		if (!target || !strcmp(target, "/") || below_earlier(record, op, target))
+			continue;
+		if (settle_target(a, target, path, sizeof path, &exists) < 0)
+			return fail_errno(f, "mount", "mount point %s in the image", target);
+		if (exists)
+			continue;
+		*needed = true;
+		if (make_in_layer(a, layer, path, directory) < 0)
+			return fail_errno(f, "mount", "mount point %s", target);
+	}
+	return 0;
+}
+
+/* ------------------------------------------------------------------ the root */
+
+static int mount_scratch(struct assembly *a, const char *size, struct fault *f)
+{
+	int place = open(runtime_path(), O_PATH | O_DIRECTORY | O_CLOEXEC);
+	int fs = sys_fsopen("tmpfs");
+
+	if (fs < 0 || place < 0 || sys_fsconfig(fs, FSCONFIG_SET_STRING, "mode", "0755") < 0 ||
+	    (size && sys_fsconfig(fs, FSCONFIG_SET_STRING, "size", size) < 0) ||
+	    sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL) < 0 ||
+	    (a->scratch = sys_fsmount(fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)) < 0 ||
+	    sys_move_mount(a->scratch, place) < 0)
+		return fail_errno(f, "mount", "memory file system for the pod");
+	close(fs);
+	close(place);
+	if (mkdirat(a->scratch, "layer", 0755) < 0 || mkdirat(a->scratch, "work", 0755) < 0 ||
+	    mkdirat(a->scratch, "root", 0755) < 0)
+		return fail_errno(f, "mount", "memory file system for the pod");
+	return 0;
+}
+
+/* An overlay of the scratch layer over the image: as upper layer if the pod is writable, else as another lower. */
+static int overlay_root(const struct assembly *a, bool writable, struct fault *f)
+{
+	char layer[64], tree[64], lower[160], work[64];
+	int fs = sys_fsopen("overlay"), mounted;
+	bool ok;
+
+	/* Descriptors as paths: no escaping of ':' and ',' in them, and what was opened is what is mounted. */
+	snprintf(layer, sizeof layer, "/proc/self/fd/%d/layer", a->scratch);
+	snprintf(work, sizeof work, "/proc/self/fd/%d/work", a->scratch);
+	snprintf(tree, sizeof tree, "/proc/self/fd/%d", a->tree);
+	snprintf(lower, sizeof lower, "%s%s%s", writable ? "" : layer, writable ? "" : ":", tree);
+	ok = fs >= 0 && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", "hpcpod") == 0 &&
+	     sys_fsconfig(fs, FSCONFIG_SET_FLAG, "userxattr", NULL) == 0 &&
+	     sys_fsconfig(fs, FSCONFIG_SET_STRING, "lowerdir", lower) == 0;
+	if (ok && writable)
+		ok = sys_fsconfig(fs, FSCONFIG_SET_STRING, "upperdir", layer) == 0 &&
+		     sys_fsconfig(fs, FSCONFIG_SET_STRING, "workdir", work) == 0;
+	ok = ok && sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL) == 0;
+	mounted = ok ? sys_fsmount(fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (writable ? 0 : MOUNT_ATTR_RDONLY)) : -1;
+	if (mounted < 0) {
+		fail_errno(f, "kernel-feature", "overlay over the image");
+		fault_hint(f, "Linux 5.11 or newer mounts overlays without root; is the overlay module loaded?");
+	}
+	if (fs >= 0)
+		close(fs);
+	return mounted;
+}
+
+static int bind_root(const struct assembly *a, struct fault *f)
+{
+	int mounted = sys_open_tree(a->tree, "", OPEN_TREE_CLONE | AT_EMPTY_PATH);
+
+	if (mounted < 0 || sys_mount_setattr(mounted, false, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV) < 0)
+		return fail_errno(f, "mount", "the image's tree");
+	return mounted;
+}
+
+/* Mount the image (as it is, or below a memory layer) and leave its descriptor in a->root. */
+int make_root(const struct record *record, struct assembly *a, struct fault *f)
+{
+	const char *size = record_word(record, OP_WRITABLE);
+	bool layered = size != NULL;
+	int layer, mounted, place;
+
+	a->tree = open(record_word(record, OP_ROOTFS), O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (a->tree < 0)
+		return fail_errno(f, "image-not-found", "unpacked image %s", record_word(record, OP_ROOTFS));
+	if (mount_scratch(a, size, f) < 0)
+		return -1;
+	layer = openat(a->scratch, "layer", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (layer < 0 || make_mount_points(record, a, layer, &layered, f) < 0)
+		return layer < 0 ? fail_errno(f, "mount", "memory file system for the pod") : -1;
+	close(layer);
+	mounted = layered ? overlay_root(a, size != NULL, f) : bind_root(a, f);
+	place = openat(a->scratch, "root", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (mounted < 0)
+		return -1;
+	if (place < 0 || sys_move_mount(mounted, place) < 0)
+		return fail_errno(f, "mount", "the pod's root");
+	close(place);
+	a->root = mounted;
+	return 0;
+}
+
+/* ------------------------------------------------------------------ one mount each */
+
+static int attach(const struct assembly *a, int mounted, const char *target, struct fault *f)
+{
+	int place = open_in(a->root, target);
+
+	if (place < 0 || sys_move_mount(mounted, place) < 0)
+		return fail_errno(f, "mount", "mount on %s", target);
+	close(place);
+	close(mounted);
+	return 0;
+}
+
+static int bind(const struct assembly *a, const char *source, const char *target, const char *flags, struct fault *f)
+{
+	uint64_t set = MOUNT_ATTR_NOSUID | (strstr(flags, "ro") ? MOUNT_ATTR_RDONLY : 0);
+	/* Recursive always: mounts of the parent namespace are locked to their submounts (mount_namespaces(7)). */
+	int mounted = sys_open_tree(AT_FDCWD, source, OPEN_TREE_CLONE | AT_RECURSIVE);
+
+	if (mounted < 0 && strstr(flags, "optional") && (errno == ENOENT || errno == EACCES))
+		return 0;
+	if (mounted < 0) {
+		fail_errno(f, "bind-source", "bind source %s", source);
+		fault_hint(f, "the path must exist on this node and be open to you");
+		return -1;
+	}
+	if (sys_mount_setattr(mounted, true, set) < 0)
+		return fail_errno(f, "mount", "bind of %s", source);
+	return attach(a, mounted, target, f);
+}
+
+static int mount_tmpfs(const struct assembly *a, const struct op *op, struct fault *f)
+{
+	int fs = sys_fsopen("tmpfs"), mounted = -1;
+	bool sized = strcmp(op->word[2], "0") != 0;
+
+	if (fs >= 0 && sys_fsconfig(fs, FSCONFIG_SET_STRING, "mode", op->word[1]) == 0 &&
+	    (!sized || sys_fsconfig(fs, FSCONFIG_SET_STRING, "size", op->word[2]) == 0) &&
+	    sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL) == 0)
+		mounted = sys_fsmount(fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+	if (mounted < 0)
+		return fail_errno(f, "mount", "memory file system on %s", op->word[0]);
+	close(fs);
+	return attach(a, mounted, op->word[0], f);
+}
+
+static int mount_file(struct assembly *a, const struct op *op, struct fault *f)
+{
+	char name[24];
+	size_t size = strlen(op->word[1]);
+	int fd, mounted;
+
+	snprintf(name, sizeof name, "file%u", a->files++);
+	fd = openat(a->scratch, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0444);
+	if (fd < 0 || write(fd, op->word[1], size) != (ssize_t)size)
+		return fail_errno(f, "mount", "generated %s", op->word[0]);
+	close(fd);
+	mounted = sys_open_tree(a->scratch, name, OPEN_TREE_CLONE);
+	if (mounted < 0 || sys_mount_setattr(mounted, false, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV) < 0)
+		return fail_errno(f, "mount", "generated %s", op->word[0]);
+	return attach(a, mounted, op->word[0], f);
+}
+
+int apply_mount(const struct op *op, struct assembly *a, struct fault *f)
+{
+	bool directory;
+	const char *target = mount_target(op, &directory);
+
+	if (!target)
+		return 0;
+	switch (op->kind) {
+	case OP_BIND:
+		return bind(a, op->word[0], target, op->word[2], f);
+	case OP_BIND_ENV:
+		return bind(a, target, target, "", f);
+	case OP_TMPFS:
+		return mount_tmpfs(a, op, f);
+	case OP_FILE:
+		return mount_file(a, op, f);
+	default:
+		return 0;
+	}
+}

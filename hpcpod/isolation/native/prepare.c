@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The ranks of a node agree on who makes the plan and the pod.
+ *
+ * The first to lock RUNTIME/locks/NAME makes what is missing; the others wait for a shared lock, and all wake at
+ * once.  A winner that fails leaves the time and its exit status in the lock file: those who waited for it end
+ * with the same status and without a second message.  The kernel drops the lock of a killed winner, and the next
+ * rank takes over.
+ */
+#define _GNU_SOURCE
+#include "hpcpod.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum turn { MY_TURN, WAITED, LOCK_FAILED };
+
+static int open_lock(int runtime, const char *name, struct fault *f)
+{
+	char path[256];
+	int fd;
+
+	snprintf(path, sizeof path, "locks/%s", name);
+	fd = openat(runtime, path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (fd < 0 && errno == ENOENT) {
+		mkdirat(runtime, "locks", 0700);
+		mkdirat(runtime, "plans", 0700);
+		mkdirat(runtime, "pods", 0700);
+		fd = openat(runtime, path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+	}
+	return fd >= 0 ? fd : fail_errno(f, "store-unusable", "lock %s/%s", runtime_path(), path);
+}
+
+static int lock_shared(int fd)
+{
+	int result;
+
+	do
+		result = flock(fd, LOCK_SH);
+	while (result < 0 && errno == EINTR);
+	return result;
+}
+
+static enum turn take_turn(int fd, struct fault *f)
+{
+	if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+		return MY_TURN;
+	if (errno == EWOULDBLOCK && lock_shared(fd) == 0)
+		return WAITED;
+	fail_errno(f, "store-unusable", "lock in %s", runtime_path());
+	return LOCK_FAILED;
+}
+
+static void note_failure(int fd, int code)
+{
+	char note[64];
+	int length = snprintf(note, sizeof note, "%" PRId64 " %d\n", clock_realtime_ns(), code);
+
+	/* Best effort: without the note the next rank tries by itself and says what is wrong. */
+	if (ftruncate(fd, 0) < 0 || pwrite(fd, note, (size_t)length, 0) < 0)
+		return;
+}
+
+/* Exit status of a winner that failed after `since`, or 0. */
+static int noted_failure(int fd, int64_t since)
+{
+	char note[64];
+	ssize_t length = pread(fd, note, sizeof note - 1, 0);
+	int64_t when;
+	int code;
+
+	if (length <= 0)
+		return 0;
+	note[length] = '\0';
+	return sscanf(note, "%" SCNd64 " %d", &when, &code) == 2 && when > since ? code : 0;
+}
+
+static bool read_plan(const struct launch *l, struct record *record)
+{
+	struct fault ignored;
+	char path[64];
+
+	snprintf(path, sizeof path, "plans/%s", l->request.hash);
+	if (record_read(l->runtime, path, record, &ignored) < 0)
+		return false;
+	if (record_is_current(record))
+		return true;
+	record_free(record);
+	return false;
+}
+
+/* A current plan: the one on file, or a new one by Python. */
+static int get_plan(struct launch *l, struct record *record, struct fault *f)
+{
+	char path[PATH_MAX];
+	const char *words[4096] = {"-m", "hpcpod.launcher.prepare", path, l->step.scope};
+	size_t n = 4;
+
+	if (read_plan(l, record)) {
+		l->stamps.how = "created";
+		return 0;
+	}
+	snprintf(path, sizeof path, "%s/plans/%s", runtime_path(), l->request.hash);
+	for (int i = 0; i < l->request.option_count && n < 4000; i++)
+		words[n++] = l->request.options[i];
+	words[n++] = l->request.reference;
+	if (python_run(words, f) < 0)
+		return -1;
+	l->stamps.how = "prepared";
+	return read_plan(l, record) ? 0 : fail(f, EXIT_HPCPOD, "record", "%s: not valid right after it was made", path);
+}
+
+static int make_pod(struct launch *l, const char *name, struct fault *f)
+{
+	struct record record;
+	char plan[64];
+	int result;
+
+	if (get_plan(l, &record, f) < 0)
+		return -1;
+	snprintf(plan, sizeof plan, "plans/%s", l->request.hash);
+	l->stamps.create_start = clock_realtime_ns();
+	result = pod_hold(l->runtime, name, plan, &record, &l->step, f);
+	l->stamps.create_end = clock_realtime_ns();
+	record_free(&record);
+	return result;
+}
+
+/* Join the pod of this name: 1 done, 0 there is none, -1 it must not be joined. */
+static int try_join(struct launch *l, const char *name, struct fault *f)
+{
+	struct pod pod;
+
+	if (!pod_find(l->runtime, name, &pod))
+		return 0;
+	if (rank_check_mpi(&pod.record, l, f) < 0)
+		return -1;
+	l->stamps.found = clock_realtime_ns();
+	if (pod_join(&pod)) {
+		l->record = pod.record;
+		pod.record = (struct record){0};
+		pod_forget(&pod);
+		l->stamps.entered = clock_realtime_ns();
+		return 1;
+	}
+	pod_forget(&pod);
+	return 0;
+}
+
+/* One round at the lock: 0 go on and try to join, -1 give up. */
+static int make_or_wait(struct launch *l, const char *name, struct fault *f)
+{
+	int lock = open_lock(l->runtime, name, f), result = 0, code;
+	struct pod pod;
+
+	if (lock < 0)
+		return -1;
+	switch (take_turn(lock, f)) {
+	case MY_TURN:
+		if (pod_find(l->runtime, name, &pod) && pod_is_held(&pod)) {
+			pod_forget(&pod); /* made since this rank looked */
+			break;
+		}
+		pod_forget(&pod);
+		result = make_pod(l, name, f);
+		if (result < 0)
+			note_failure(lock, f->code);
+		break;
+	case WAITED:
+		l->stamps.how = "waited";
+		code = noted_failure(lock, l->stamps.start);
+		if (code) {
+			fail(f, code, "", "%s", ""); /* said already, by the rank that tried */
+			result = -1;
+		}
+		break;
+	case LOCK_FAILED:
+		result = -1;
+	}
+	close(lock);
+	return result;
+}
+
+static int enter_shared(struct launch *l, struct fault *f)
+{
+	char name[200];
+	int joined;
+
+	snprintf(name, sizeof name, "%s-%.40s-%s", l->step.scope, l->step.node, l->request.hash);
+	l->stamps.how = "found";
+	/* More rounds than one: a pod may end between being seen and being joined. */
+	for (int round = 0; round < 8; round++) {
+		joined = try_join(l, name, f);
+		if (joined)
+			return joined < 0 ? -1 : 0;
+		if (make_or_wait(l, name, f) < 0)
+			return -1;
+	}
+	return fail(f, EXIT_HPCPOD, "pod", "pod %s: ends each time before it can be joined", name);
+}
+
+static int plan_alone(struct launch *l, struct fault *f)
+{
+	int lock, result = -1;
+
+	if (read_plan(l, &l->record)) {
+		l->stamps.how = "created";
+		return 0;
+	}
+	lock = open_lock(l->runtime, l->request.hash, f);
+	if (lock < 0)
+		return -1;
+	while (flock(lock, LOCK_EX) < 0)
+		if (errno != EINTR)
+			break;
+	result = get_plan(l, &l->record, f);
+	close(lock);
+	return result;
+}
+
+/* A lone process needs no holder: it makes the pod around itself, and the kernel clears up when it ends. */
+static int enter_alone(struct launch *l, struct fault *f)
+{
+	if (plan_alone(l, f) < 0 || rank_check_mpi(&l->record, l, f) < 0)
+		return -1;
+	l->stamps.found = l->stamps.create_start = clock_realtime_ns();
+	if (pod_make(&l->record, f) < 0)
+		return -1;
+	l->stamps.create_end = l->stamps.entered = clock_realtime_ns();
+	return 0;
+}
+
+int pod_enter(struct launch *launch, struct fault *f)
+{
+	if (launch->step.shared)
+		return enter_shared(launch, f);
+	return enter_alone(launch, f);
+}

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The other half of hpcpod: the Python beside this program, in the installation that it belongs to. */
+#define _GNU_SOURCE
+#include "hpcpod.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* DIRECTORY/python3 for the DIRECTORY of this executable: a virtual environment's, or /usr/bin's. */
+static int find_python(char *out, size_t size, struct fault *f)
+{
+	char self[PATH_MAX], *slash;
+	ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+
+	if (length < 0)
+		return fail_errno(f, "installation", "/proc/self/exe");
+	self[length] = '\0';
+	slash = strrchr(self, '/');
+	if (slash)
+		*slash = '\0';
+	if ((size_t)snprintf(out, size, "%s/python3", self) >= size) {
+		errno = ENAMETOOLONG;
+		return fail_errno(f, "installation", "%s", self);
+	}
+	return 0;
+}
+
+/*
+ * The preparing rank works for all ranks of the node, which wait for it: it may use all of the step's cores, not
+ * only its own.  The kernel cuts the mask down to the cpuset.
+ */
+static void use_all_cores(void)
+{
+	cpu_set_t all;
+
+	memset(&all, 0xff, sizeof all);
+	sched_setaffinity(0, sizeof all, &all);
+}
+
+static void run_child(const char *python, const char *const *words)
+{
+	size_t count = 0;
+	const char **argv;
+	int null = open("/dev/null", O_RDONLY);
+
+	while (words[count])
+		count++;
+	argv = calloc(count + 3, sizeof *argv);
+	/* Its output is not the program's: what it says goes to stderr, and the rank's stdin stays unread. */
+	if (!argv || null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0)
+		_exit(EXIT_HPCPOD);
+	use_all_cores();
+	argv[0] = python;
+	argv[1] = "-I"; /* a file named hpcpod.py in the current directory must not be imported */
+	memcpy(argv + 2, words, count * sizeof *words);
+	execv(python, (char *const *)argv);
+	_exit(EXIT_NOT_FOUND);
+}
+
+/* Run `python3 -I words…`; what fails there has been said there, so the fault's text stays empty. */
+int python_run(const char *const *words, struct fault *f)
+{
+	char python[PATH_MAX];
+	pid_t child;
+	int status;
+
+	if (find_python(python, sizeof python, f) < 0)
+		return -1;
+	child = fork();
+	if (child == 0)
+		run_child(python, words);
+	if (child < 0)
+		return fail_errno(f, "installation", "%s", python);
+	while (waitpid(child, &status, 0) < 0)
+		if (errno != EINTR)
+			return fail_errno(f, "installation", "%s", python);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+		return 0;
+	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_NOT_FOUND)
+		return fail(f, EXIT_HPCPOD, "installation", "%s: cannot be executed", python);
+	if (WIFEXITED(status))
+		return fail(f, WEXITSTATUS(status), "", "%s", "");
+	return fail(f, EXIT_HPCPOD, "prepare", "preparing was ended by signal %d", WTERMSIG(status));
+}
+
+/* Become `python3 -I -m hpcpod argv…`. */
+int python_exec(char *const *argv, struct fault *f)
+{
+	char python[PATH_MAX];
+	size_t count = 0;
+	const char **words;
+
+	if (find_python(python, sizeof python, f) < 0)
+		return -1;
+	while (argv[count])
+		count++;
+	words = calloc(count + 5, sizeof *words);
+	if (!words)
+		return fail_errno(f, "installation", "%s", python);
+	words[0] = python;
+	words[1] = "-I";
+	words[2] = "-m";
+	words[3] = "hpcpod";
+	memcpy(words + 4, argv, count * sizeof *argv);
+	execv(python, (char *const *)words);
+	return fail_errno(f, "installation", "%s", python);
+}

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The sealed record: NUL-terminated words.  "hpcpod-record", the version, then operations, each a name and a
+ * fixed number of words, and "end" as the last.  An unknown name, a missing word or a missing end refuses the
+ * whole record: half a plan must never be applied.
+ */
+#define _GNU_SOURCE
+#include "hpcpod.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { RECORD_MAX = 4 << 20 };
+
+static const struct {
+	const char *name;
+	unsigned words;
+} grammar[] = {
+	[OP_GUARD] = {"guard", 6},           [OP_ROOTFS] = {"rootfs", 3},
+	[OP_WRITABLE] = {"writable", 1},     [OP_BIND] = {"bind", 3},
+	[OP_BIND_ENV] = {"bind-env", 1},     [OP_TMPFS] = {"tmpfs", 3},
+	[OP_FILE] = {"file", 2},             [OP_ENV_SET] = {"env-set", 2},
+	[OP_ENV_DEFAULT] = {"env-default", 2}, [OP_ENV_UNSET] = {"env-unset", 1},
+	[OP_WORKDIR] = {"workdir", 1},       [OP_COMMAND] = {"command", 1},
+	[OP_LAUNCH] = {"launch", 1},         [OP_SECCOMP] = {"seccomp", 1},
+	[OP_PMI_CHECK] = {"pmi-check", 0},   [OP_PMI_ACCEPT] = {"pmi-accept", 1},
+	[OP_REFERENCE] = {"reference", 1},   [OP_DIGEST] = {"digest", 1},
+	[OP_KEEP_FDS] = {"keep-fds", 1},     [OP_END] = {"end", 0},
+};
+
+enum { GRAMMAR_SIZE = sizeof grammar / sizeof grammar[0] };
+
+struct reader {
+	char *next, *end;
+};
+
+static const char *next_word(struct reader *reader)
+{
+	char *word = reader->next, *nul;
+
+	if (word >= reader->end)
+		return NULL;
+	nul = memchr(word, '\0', (size_t)(reader->end - word));
+	if (!nul)
+		return NULL;
+	reader->next = nul + 1;
+	return word;
+}
+
+static int grammar_find(const char *name)
+{
+	for (int i = 0; i < GRAMMAR_SIZE; i++)
+		if (!strcmp(grammar[i].name, name))
+			return i;
+	return -1;
+}
+
+static int add_op(struct record *record, size_t *room)
+{
+	struct op *grown;
+
+	if (record->count < *room)
+		return 0;
+	*room = *room ? *room * 2 : 64;
+	grown = realloc(record->ops, *room * sizeof *record->ops);
+	if (!grown)
+		return -1;
+	record->ops = grown;
+	return 0;
+}
+
+static int parse_ops(struct record *record, struct reader *reader, struct fault *f)
+{
+	size_t room = 0;
+
+	for (;;) {
+		const char *name = next_word(reader);
+		int kind = name ? grammar_find(name) : -1;
+		struct op *op;
+
+		if (!name)
+			return fail(f, EXIT_HPCPOD, "record", "sealed record: ends after %zu operations, without \"end\"",
+			            record->count);
+		if (kind < 0)
+			return fail(f, EXIT_HPCPOD, "record", "sealed record: unknown operation %.40s", name);
+		if (add_op(record, &room) < 0)
+			return fail_errno(f, "record", "sealed record");
+		op = &record->ops[record->count++];
+		*op = (struct op){.kind = (enum op_kind)kind};
+		for (unsigned i = 0; i < grammar[kind].words; i++)
+			if (!(op->word[i] = next_word(reader)))
+				return fail(f, EXIT_HPCPOD, "record", "sealed record: %s lacks word %u", name, i + 1);
+		if (kind == OP_END)
+			return reader->next == reader->end ? 0 : fail(f, EXIT_HPCPOD, "record", "sealed record: words after \"end\"");
+	}
+}
+
+/* Takes ownership of bytes, also on failure. */
+int record_parse(char *bytes, size_t size, struct record *record, struct fault *f)
+{
+	struct reader reader = {bytes, bytes + size};
+	const char *magic, *version;
+
+	*record = (struct record){.bytes = bytes, .size = size};
+	magic = next_word(&reader);
+	version = next_word(&reader);
+	if (!magic || !version || strcmp(magic, "hpcpod-record") != 0 || strcmp(version, "1") != 0) {
+		record_free(record);
+		return fail(f, EXIT_HPCPOD, "record", "sealed record: not of version 1");
+	}
+	if (parse_ops(record, &reader, f) == 0)
+		return 0;
+	record_free(record);
+	return -1;
+}
+
+int record_read(int dir, const char *name, struct record *record, struct fault *f)
+{
+	struct stat status;
+	char *bytes = NULL;
+	ssize_t got = -1;
+	int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+
+	if (fd < 0)
+		return fail_errno(f, "record", "sealed record %s", name);
+	if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode) || status.st_size > RECORD_MAX)
+		errno = EINVAL;
+	else if ((bytes = malloc((size_t)status.st_size + 1)) != NULL)
+		got = read(fd, bytes, (size_t)status.st_size);
+	close(fd);
+	if (got >= 0 && got == status.st_size)
+		return record_parse(bytes, (size_t)got, record, f);
+	free(bytes);
+	return fail_errno(f, "record", "sealed record %s", name);
+}
+
+void record_free(struct record *record)
+{
+	free(record->bytes);
+	free(record->ops);
+	*record = (struct record){0};
+}
+
+const char *record_word(const struct record *record, enum op_kind kind)
+{
+	for (size_t i = 0; i < record->count; i++)
+		if (record->ops[i].kind == kind)
+			return record->ops[i].word[0];
+	return NULL;
+}
+
+static bool same(const char *word, unsigned long long value)
+{
+	return strtoull(word, NULL, 10) == value;
+}
+
+static unsigned long long nanoseconds(struct timespec time)
+{
+	return (unsigned long long)time.tv_sec * 1000000000ULL + (unsigned long long)time.tv_nsec;
+}
+
+/* Whether the files that the plan was made from are still what they were, and the unpacked tree is there. */
+bool record_is_current(const struct record *record)
+{
+	for (size_t i = 0; i < record->count; i++) {
+		const struct op *op = &record->ops[i];
+		struct stat s;
+
+		if (op->kind != OP_GUARD && op->kind != OP_ROOTFS)
+			continue;
+		if (stat(op->word[0], &s) < 0 || !same(op->word[1], s.st_dev) || !same(op->word[2], s.st_ino))
+			return false;
+		if (op->kind == OP_GUARD &&
+		    (!same(op->word[3], (unsigned long long)s.st_size) || !same(op->word[4], nanoseconds(s.st_mtim)) ||
+		     !same(op->word[5], nanoseconds(s.st_ctim))))
+			return false;
+	}
+	return true;
+}

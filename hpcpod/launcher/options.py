@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of ``hpcpod run``: one table, read by the command line, the C front and the man page.
+
+The C front (native/options.h is made from this at build time) needs only how many words an option takes;
+what it means is decided here, in Python, when the plan is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.  metavar: empty for a flag; multiple: may be given more than once."""
+
+    name: str
+    help: str
+    short: str = ""
+    metavar: str = ""
+    multiple: bool = False
+
+
+RUN_OPTIONS: tuple[Option, ...] = (
+    Option(
+        "bind",
+        "Bind SRC of the node into the pod, at DST (default: the same path). OPTS, separated by commas: "
+        "ro, rw, optional (pass over a missing SRC). May be repeated.",
+        short="B",
+        metavar="SRC[:DST[:OPTS]]",
+        multiple=True,
+    ),
+    Option(
+        "env",
+        "Set NAME in the program's environment, over what the image and the node say; NAME alone keeps the "
+        "node's value against the image's. May be repeated.",
+        metavar="NAME[=VALUE]",
+        multiple=True,
+    ),
+    Option(
+        "workdir",
+        "Start the program in this directory of the pod (default: the current directory where the pod has "
+        "it, else the image's).",
+        short="w",
+        metavar="DIR",
+    ),
+    Option(
+        "ntasks",
+        "Without a scheduler: start N ranks on this machine through the image's own mpiexec.",
+        short="n",
+        metavar="N",
+    ),
+    Option(
+        "mpi",
+        "Which process-manager interface the ranks use: auto, pmi2, pmix, or none (do not check; the "
+        "program is no MPI program). Default: auto.",
+        metavar="KIND",
+    ),
+    Option(
+        "writable",
+        "Lay a memory file system over the image, so that the program can write anywhere; gone with the pod.",
+    ),
+    Option(
+        "writable-size",
+        "Size of that layer (default: 256M); implies --writable.",
+        metavar="SIZE",
+    ),
+    Option("no-home", "Do not bind the home directory."),
+    Option(
+        "shm-size",
+        "Size of the pod's /dev/shm (default: half of the node's memory).",
+        metavar="SIZE",
+    ),
+    Option(
+        "seccomp",
+        "System call filter: default, or none.",
+        metavar="PROFILE",
+    ),
+    Option(
+        "platform",
+        "Take the image for this platform out of an index (default: this machine's).",
+        metavar="OS/ARCH[/VARIANT]",
+    ),
+    Option("debug", "Show tracebacks, and what is done while it is done."),
+)
