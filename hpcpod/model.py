@@ -110,6 +110,34 @@ class MpiLibrary:
     pmi: frozenset[PmiKind]
 
 
+class MpiUse(Enum):
+    """Whether a program uses MPI, as far as its file tells."""
+
+    NO = "no"
+    MAYBE = "maybe"
+    YES = "yes"
+
+
+@dataclass(frozen=True)
+class ProgramMpi:
+    """What a program's file tells about its use of MPI.
+
+    libraries: those of the image that it is linked with; empty unless use is YES, and then too where the
+    library lies outside the image.
+    """
+
+    use: MpiUse
+    libraries: tuple[MpiLibrary, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mpiexec:
+    """An mpiexec of an image.  path: inside the image.  family: whose it is."""
+
+    family: MpiFamily
+    path: str
+
+
 @dataclass(frozen=True)
 class StepContext:
     """This process's place in a parallel job, whatever the scheduler.
@@ -203,7 +231,14 @@ class EnvUnset:
     pattern: str
 
 
-EnvOp = EnvSet | EnvDefault | EnvUnset
+@dataclass(frozen=True)
+class EnvKeep:
+    """Keep the inherited NAME against every EnvUnset pattern."""
+
+    name: str
+
+
+EnvOp = EnvSet | EnvDefault | EnvUnset | EnvKeep
 
 
 @dataclass(frozen=True)
@@ -226,6 +261,7 @@ class RankPlan:
     command: argv for a rank that names no program.  launch: words put before the rank's argv
     (an mpiexec of the image).  seccomp: BPF program (struct sock_filter[]), empty for none.
     accepted: PMI kinds that the image's MPI understands, None when no check is wanted.
+    preserve_fds: descriptors 3, 4, … that stay open beside stdio and PMI's.
     """
 
     environment: tuple[EnvOp, ...]
@@ -234,6 +270,7 @@ class RankPlan:
     launch: tuple[str, ...]
     seccomp: bytes
     accepted: frozenset[PmiKind] | None
+    preserve_fds: int = 0
 
 
 @dataclass(frozen=True)
