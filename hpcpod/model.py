@@ -261,7 +261,8 @@ class RankPlan:
     command: argv for a rank that names no program.  launch: words put before the rank's argv
     (an mpiexec of the image).  seccomp: BPF program (struct sock_filter[]), empty for none.
     accepted: PMI kinds that the image's MPI understands, None when no check is wanted.
-    preserve_fds: descriptors 3, 4, … that stay open beside stdio and PMI's.
+    preserve_fds: descriptors 3, 4, … that stay open beside stdio and PMI's.  mpi: the mode asked for, for
+    the closer look that is taken when served and accepted kinds do not meet.
     """
 
     environment: tuple[EnvOp, ...]
@@ -271,6 +272,7 @@ class RankPlan:
     seccomp: bytes
     accepted: frozenset[PmiKind] | None
     preserve_fds: int = 0
+    mpi: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -81,5 +81,10 @@ RUN_OPTIONS: tuple[Option, ...] = (
         "Take the image for this platform out of an index (default: this machine's).",
         metavar="OS/ARCH[/VARIANT]",
     ),
+    Option(
+        "preserve-fds",
+        "Keep N descriptors beyond stdio open in the program: 3, 4, … (PMI's own is always kept).",
+        metavar="N",
+    ),
     Option("debug", "Show tracebacks, and what is done while it is done."),
 )

@@ -6,17 +6,30 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Remove NAME, or with PREFIX* every name that begins so. */
-static void unset(const char *pattern)
+/* Whether entry (NAME=VALUE) is meant by NAME, or by PREFIX*. */
+static bool matches(const char *pattern, const char *entry)
 {
-	size_t length = strlen(pattern), keep = 0;
+	size_t length = strlen(pattern);
 
-	if (!length || pattern[length - 1] != '*') {
-		unsetenv(pattern);
-		return;
-	}
+	if (length && pattern[length - 1] == '*')
+		return !strncmp(entry, pattern, length - 1);
+	return !strncmp(entry, pattern, length) && entry[length] == '=';
+}
+
+static bool is_kept(const struct record *record, const char *entry)
+{
+	for (size_t i = 0; i < record->count; i++)
+		if (record->ops[i].kind == OP_ENV_KEEP && matches(record->ops[i].word[0], entry))
+			return true;
+	return false;
+}
+
+static void unset(const struct record *record, const char *pattern)
+{
+	size_t keep = 0;
+
 	for (char **entry = environ; entry && *entry; entry++)
-		if (strncmp(*entry, pattern, length - 1) != 0)
+		if (!matches(pattern, *entry) || is_kept(record, *entry))
 			environ[keep++] = *entry;
 	if (environ)
 		environ[keep] = NULL;
@@ -29,7 +42,7 @@ int environment_apply(const struct record *record, struct fault *f)
 		const struct op *op = &record->ops[i];
 
 		if (op->kind == OP_ENV_UNSET)
-			unset(op->word[0]);
+			unset(record, op->word[0]);
 		else if (op->kind != OP_ENV_SET && op->kind != OP_ENV_DEFAULT)
 			continue;
 		else if (setenv(op->word[0], op->word[1], op->kind == OP_ENV_SET) < 0)

@@ -122,7 +122,7 @@ static const char *mount_target(const struct op *op, bool *directory)
 		return op->word[0];
 	case OP_BIND_ENV:
 		source = getenv(op->word[0]);
-		return source && source[0] == '/' && stat(source, &s) == 0 && S_ISDIR(s.st_mode) ? source : NULL;
+		return source && source[0] == '/' && source[1] && stat(source, &s) == 0 && S_ISDIR(s.st_mode) ? source : NULL;
 	case OP_BIND:
 		if (stat(source, &s) < 0)
 			return strstr(op->word[2], "optional") ? NULL : op->word[1];

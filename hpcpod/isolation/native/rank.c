@@ -24,21 +24,25 @@ static unsigned pmi_bit(const char *kind)
  */
 int rank_check_mpi(const struct record *record, const struct launch *launch, struct fault *f)
 {
-	const char *words[4100] = {"-m", "hpcpod.launcher.mpi_check", record_word(record, OP_ROOTFS), launch->request.reference};
+	const char *mode = record_word(record, OP_PMI_CHECK), *path = "";
+	const char *words[4100] = {"-m", "hpcpod.launcher.mpi_check", record_word(record, OP_ROOTFS), mode};
 	unsigned accepted = 0;
-	bool wanted = false;
-	size_t n = 4;
+	size_t n = 5;
 
 	for (size_t i = 0; i < record->count; i++) {
-		wanted |= record->ops[i].kind == OP_PMI_CHECK;
-		if (record->ops[i].kind == OP_PMI_ACCEPT)
-			accepted |= pmi_bit(record->ops[i].word[0]);
+		const struct op *op = &record->ops[i];
+
+		if (op->kind == OP_PMI_ACCEPT)
+			accepted |= pmi_bit(op->word[0]);
+		else if (op->kind == OP_ENV_SET && !strcmp(op->word[0], "PATH"))
+			path = op->word[1];
 	}
-	if (!wanted || launch->step.ntasks < 2 || (launch->step.served & accepted && !launch->step.size_disagrees))
+	if (!mode || launch->step.ntasks < 2 || (launch->step.served & accepted && !launch->step.size_disagrees))
 		return 0;
+	words[4] = path;
 	for (char *const *word = launch->request.program; *word && n < 4099; word++)
 		words[n++] = *word;
-	for (size_t i = 0; n == 4 && i < record->count; i++)
+	for (size_t i = 0; n == 5 && i < record->count; i++)
 		if (record->ops[i].kind == OP_COMMAND)
 			words[n++] = record->ops[i].word[0];
 	return python_run(words, f);

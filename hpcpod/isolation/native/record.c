@@ -25,9 +25,10 @@ static const struct {
 	[OP_BIND_ENV] = {"bind-env", 1},     [OP_TMPFS] = {"tmpfs", 3},
 	[OP_FILE] = {"file", 2},             [OP_ENV_SET] = {"env-set", 2},
 	[OP_ENV_DEFAULT] = {"env-default", 2}, [OP_ENV_UNSET] = {"env-unset", 1},
+	[OP_ENV_KEEP] = {"env-keep", 1},
 	[OP_WORKDIR] = {"workdir", 1},       [OP_COMMAND] = {"command", 1},
 	[OP_LAUNCH] = {"launch", 1},         [OP_SECCOMP] = {"seccomp", 1},
-	[OP_PMI_CHECK] = {"pmi-check", 0},   [OP_PMI_ACCEPT] = {"pmi-accept", 1},
+	[OP_PMI_CHECK] = {"pmi-check", 1},   [OP_PMI_ACCEPT] = {"pmi-accept", 1},
 	[OP_REFERENCE] = {"reference", 1},   [OP_DIGEST] = {"digest", 1},
 	[OP_KEEP_FDS] = {"keep-fds", 1},     [OP_END] = {"end", 0},
 };

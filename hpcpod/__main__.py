@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python3 -I -m hpcpod WORD…``: what the C front becomes for every word that it does not carry out itself."""
+
+from hpcpod.cli.main import main
+
+if __name__ == "__main__":
+    main()

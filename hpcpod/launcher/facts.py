@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading the facts that planning needs: the user, the inside of the image, this installation."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import sys
+from collections.abc import Mapping
+
+from hpcpod.images import mpi_scan
+from hpcpod.images.inside import Inside
+from hpcpod.launcher.plan import ImageFacts, NodePaths, UserFacts
+from hpcpod.model import FileStamp, VerifiedImage
+
+_ACCOUNTS_MAX = 1 << 20
+"""Bytes read of an image's passwd and group files."""
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:  # the node's user database need not know every id that the scheduler uses
+        return f"g{gid}"
+
+
+def user_facts(environment: Mapping[str, str]) -> UserFacts:
+    """Who runs this, by the node's user database, else by the environment."""
+    uid, gid = os.getuid(), os.getgid()
+    try:
+        entry = pwd.getpwuid(uid)
+        name, home, shell = entry.pw_name, entry.pw_dir, entry.pw_shell
+    except KeyError:
+        name, home, shell = environment.get("USER") or f"u{uid}", "", "/bin/sh"
+    home = environment.get("HOME") or home
+    groups = dict.fromkeys([gid, *os.getgroups()])
+    return UserFacts(
+        uid=uid,
+        gid=gid,
+        name=name,
+        home=home if home.startswith("/") and os.path.isdir(home) else None,
+        shell=shell or "/bin/sh",
+        groups=tuple((number, _group_name(number)) for number in groups),
+    )
+
+
+def image_facts(image: VerifiedImage, *, local_launch: bool) -> ImageFacts:
+    """What the unpacked image holds.  local_launch: whether an mpiexec is wanted."""
+    environment = dict(image.config.env)
+    search = tuple(
+        path
+        for name in ("PATH", "LD_LIBRARY_PATH")
+        for path in environment.get(name, "").split(":")
+        if path.startswith("/")
+    )
+    inside = Inside(image.rootfs)
+    libraries = mpi_scan.find_mpi(image.rootfs, search)
+    return ImageFacts(
+        passwd=_text(inside, "/etc/passwd"),
+        group=_text(inside, "/etc/group"),
+        mpi=libraries,
+        mpiexec=mpi_scan.find_mpiexec(image.rootfs, libraries, search) if local_launch else (),
+    )
+
+
+def _text(inside: Inside, path: str) -> str:
+    return os.fsdecode(inside.read(path, _ACCOUNTS_MAX) or b"").replace("\0", "")
+
+
+def node_paths(runtime: str) -> NodePaths:
+    """The front stands beside the interpreter that it starts (native/python.c)."""
+    return NodePaths(
+        front=os.path.join(os.path.dirname(sys.executable), "hpcpod"), events=os.path.join(runtime, "events")
+    )
+
+
+def stamp(path: str) -> FileStamp:
+    """The identity of this file now.  Raises OSError."""
+    status = os.stat(path)
+    return FileStamp(
+        path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    )

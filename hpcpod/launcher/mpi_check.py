@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the C front runs when PMI served and MPI of the image do not meet: is the program an MPI program?
+
+``python3 -I -m hpcpod.launcher.mpi_check ROOTFS REFERENCE MODE PROGRAM…``; status 0 lets the rank start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hpcpod.errors import HpcpodError, MpiMismatch
+from hpcpod.images.inside import Inside
+from hpcpod.images.mpi_scan import find_mpi, program_may_use_mpi
+from hpcpod.launcher import mpi
+from hpcpod.launcher.environment import DEFAULT_PATH
+from hpcpod.scheduler_plugins import recognise
+
+
+def find_program(inside: Inside, name: str, path: str) -> str:
+    """Absolute path of the program inside the image; the name itself when it is not there."""
+    if "/" in name:
+        return name
+    candidates = (f"{directory}/{name}" for directory in path.split(":") if directory.startswith("/"))
+    return next((found for found in candidates if inside.resolve(found)), name)
+
+
+def check(rootfs: str, mode: str, program: Sequence[str], path: str) -> None:
+    """Raise MpiMismatch when the step's ranks would fall apart into worlds of size one."""
+    context = recognise(os.environ, cwd="/", node=os.uname().nodename)
+    search = tuple(directory for directory in path.split(":") if directory.startswith("/"))
+    libraries = find_mpi(rootfs, search)
+    where = find_program(Inside(rootfs), program[0], path) if program else ""
+    mpi.check(context, libraries, mode, program_may_use_mpi(rootfs, where, libraries, search))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status; only the first rank says what is wrong, the others would repeat it."""
+    rootfs, mode, path, *program = arguments
+    try:
+        check(rootfs, mode, program, path or DEFAULT_PATH)
+    except MpiMismatch as error:
+        if os.environ.get("SLURM_PROCID", "0") == "0":
+            sys.stderr.write(f"hpcpod: {error.message} [{error.slug}]\nhint: {error.hint}\n")
+        return error.exit_code
+    except HpcpodError as error:
+        sys.stderr.write(f"hpcpod: {error.message} [{error.slug}]\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

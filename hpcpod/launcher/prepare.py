@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the C front runs when there is no plan: resolve, verify, unpack, plan, and write the sealed record.
+
+``python3 -I -m hpcpod.launcher.prepare RECORD SCOPE OPTIONS… REFERENCE``, under the front's lock.  Ranks of
+the node wait for it, so nothing is imported here that the shortest way (image in the store) does not need.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from hpcpod import config
+from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable, UsageError
+from hpcpod.images import store
+from hpcpod.isolation import seccomp
+from hpcpod.launcher import events, facts
+from hpcpod.launcher.plan import make_plan
+from hpcpod.launcher.record import record_bytes
+from hpcpod.launcher.request import RunRequest, parse_request
+from hpcpod.model import NodePlan, Phase, StepContext
+from hpcpod.scheduler_plugins import recognise
+
+
+def plan_node(
+    request: RunRequest, reference: str, environment: Mapping[str, str], context: StepContext
+) -> tuple[NodePlan, tuple[Phase, ...]]:
+    """Bring the image into the store and plan this request.  Raises HpcpodError."""
+    uid = os.getuid()
+    if request.ntasks is not None and context.ntasks > 1:
+        raise UsageError(
+            f"option --ntasks {request.ntasks}: this is rank {context.rank} of a step of {context.ntasks}",
+            hint="the scheduler starts the ranks: srun -n N hpcpod run …",
+        )
+    runtime = config.runtime_directory(environment, uid)
+    image, phases, guards = store.ensure(
+        reference, environment=environment, uid=uid, platform=request.platform
+    )
+    start = time.time_ns()
+    plan = make_plan(
+        request,
+        image,
+        facts.image_facts(image, local_launch=request.ntasks is not None),
+        facts.user_facts(environment),
+        context,
+        facts.node_paths(runtime),
+        guards,
+        seccomp.default_filter(runtime) if request.seccomp else b"",
+    )
+    return plan, (*phases, Phase("plan", start, time.time_ns()))
+
+
+def write_record(path: str, content: bytes) -> None:
+    """Put the record where the front looks, whole or not at all.  Raises StoreUnusable, StoreFull."""
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(content)
+        os.rename(temporary, path)
+    except OSError as error:
+        kind = StoreFull if error.errno in (28, 122) else StoreUnusable
+        raise kind(f"plan {path}: {error.strerror}", hint="HPCPOD_RUNTIME names another directory") from error
+
+
+def prepare(record: str, scope: str, words: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Make the record for these words.  Raises HpcpodError."""
+    request, rest = parse_request(words, environment)
+    context = recognise(environment, cwd=_working_directory(), node=os.uname().nodename)
+    plan, phases = plan_node(request, rest[0], environment, context)
+    write_record(record, record_bytes(plan, facts.stamp(plan.image.rootfs)))
+    events.append_prepare(
+        config.runtime_directory(environment, os.getuid()), scope, context, plan.image, phases
+    )
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # deleted, or above a directory that is closed to us: then it is not bound
+        return "/"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status: 0, or what the error says; the error's lines go to stderr."""
+    try:
+        prepare(arguments[0], arguments[1], arguments[2:], os.environ)
+    except HpcpodError as error:
+        if "--debug" in arguments:
+            raise
+        hint = f"\nhint: {error.hint}" if error.hint else ""
+        sys.stderr.write(f"hpcpod: {error.message} [{error.slug}]{hint}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sealed record: a plan as the words that the native executor reads (native/record.c).  Pure.
+
+NUL-terminated words: ``hpcpod-record``, the version, operations with a fixed number of words each, ``end``.
+No quoting and no nesting, so that the C that reads it has nothing to get wrong; a word with a NUL in it
+cannot be written down and is refused here.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from hpcpod.errors import ImageInvalid
+from hpcpod.model import (
+    Bind,
+    BindFromEnv,
+    EnvDefault,
+    EnvKeep,
+    EnvOp,
+    EnvSet,
+    EnvUnset,
+    FileStamp,
+    GeneratedFile,
+    Mount,
+    NodePlan,
+    RankPlan,
+    Tmpfs,
+)
+
+VERSION = "1"
+
+Words = list[str]
+
+
+def _mount(mount: Mount) -> Words:
+    match mount:
+        case Bind():
+            flags = ",".join(
+                flag for flag, on in (("ro", mount.read_only), ("optional", mount.optional)) if on
+            )
+            return ["bind", mount.source, mount.target, flags]
+        case BindFromEnv():
+            return ["bind-env", mount.variable]
+        case Tmpfs():
+            return ["tmpfs", mount.target, f"{mount.mode:04o}", str(mount.size)]
+        case GeneratedFile():
+            return ["file", mount.target, mount.content]
+        case _:
+            assert_never(mount)
+
+
+def _env(op: EnvOp) -> Words:
+    match op:
+        case EnvSet():
+            return ["env-set", op.name, op.value]
+        case EnvDefault():
+            return ["env-default", op.name, op.value]
+        case EnvUnset():
+            return ["env-unset", op.pattern]
+        case EnvKeep():
+            return ["env-keep", op.name]
+        case _:
+            assert_never(op)
+
+
+def _guard(stamp: FileStamp) -> Words:
+    numbers = (stamp.dev, stamp.ino, stamp.size, stamp.mtime_ns, stamp.ctime_ns)
+    return ["guard", stamp.path, *map(str, numbers)]
+
+
+def _rank(rank: RankPlan) -> Words:
+    words: Words = []
+    for op in rank.environment:
+        words += _env(op)
+    for name, values in (("workdir", rank.workdirs), ("command", rank.command), ("launch", rank.launch)):
+        for value in values:
+            words += [name, value]
+    if rank.seccomp:
+        words += ["seccomp", rank.seccomp.hex()]
+    if rank.accepted is not None:
+        words += ["pmi-check", rank.mpi]
+        for kind in sorted(kind.value for kind in rank.accepted):
+            words += ["pmi-accept", kind]
+    if rank.preserve_fds:
+        words += ["keep-fds", str(rank.preserve_fds)]
+    return words
+
+
+def record_bytes(plan: NodePlan, rootfs: FileStamp) -> bytes:
+    """The record of this plan.  rootfs: stamp of the unpacked tree's top directory.
+
+    Raises ImageInvalid when a word holds a NUL (only an image's configuration could bring one).
+    """
+    words: Words = ["hpcpod-record", VERSION, "reference", plan.image.reference, "digest", plan.image.digest]
+    for stamp in plan.guards:
+        words += _guard(stamp)
+    words += ["rootfs", rootfs.path, str(rootfs.dev), str(rootfs.ino)]
+    if plan.pod.writable is not None:
+        words += ["writable", str(plan.pod.writable)]
+    for mount in plan.pod.mounts:
+        words += _mount(mount)
+    words += [*_rank(plan.rank), "end"]
+    for word in words:
+        if "\0" in word:
+            raise ImageInvalid(f"image {plan.image.reference}: a NUL character in its configuration")
+    return b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in words)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of ``hpcpod run`` as a frozen value.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hpcpod.errors import UsageError
+from hpcpod.launcher.options import RUN_OPTIONS, Option
+
+REQUEST_VARIABLES: tuple[str, ...] = (
+    "HOME",
+    "USER",
+    "HPCPOD_STORE",
+    "HPCPOD_RUNTIME",
+    "HPCPOD_BIND",
+    "HPCPOD_MPI",
+    "PMIX_SECURITY_MODE",
+)
+"""Variables that a plan depends on; native/request.c hashes the same names into the plan's name."""
+
+WRITABLE_DEFAULT = 256 << 20
+MPI_MODES = ("auto", "pmi2", "pmix", "none")
+
+_BY_NAME = {option.name: option for option in RUN_OPTIONS}
+_BY_SHORT = {option.short: option for option in RUN_OPTIONS if option.short}
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the user asked for.
+
+    binds, env: the words as given, in order.  writable, shm_size: bytes; writable None for a read-only root,
+    shm_size 0 for the kernel's default.  mpi: auto, pmi2, pmix or none.
+    """
+
+    binds: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    workdir: str | None = None
+    ntasks: int | None = None
+    mpi: str = "auto"
+    writable: int | None = None
+    home: bool = True
+    shm_size: int = 0
+    seccomp: bool = True
+    platform: str | None = None
+    preserve_fds: int = 0
+    debug: bool = False
+
+
+def parse_size(text: str, what: str) -> int:
+    """Bytes in a size such as 64M or 2g (powers of 1024).  Raises UsageError."""
+    digits = text.rstrip("bB")
+    unit = digits[-1:].lower() if digits and not digits[-1].isdigit() else ""
+    number = digits[: len(digits) - len(unit)]
+    if unit not in _UNITS or not (number.isascii() and number.isdigit()):
+        raise UsageError(f"{what} {text}: not a size", hint="a number with K, M, G or T, such as 512M")
+    return int(number) * _UNITS[unit]
+
+
+def _find_option(word: str) -> tuple[Option, str | None]:
+    """The option that this word is, and the value attached to it."""
+    if word.startswith("--"):
+        name, equals, value = word[2:].partition("=")
+        option = _BY_NAME.get(name)
+        attached = value if equals else None
+    else:
+        option = _BY_SHORT.get(word[1:2])
+        attached = word[2:] or None
+    if option is None:
+        raise UsageError(f"option {word}: unknown", hint="hpcpod run --help lists the options")
+    if attached is not None and not option.metavar:
+        raise UsageError(f"option --{option.name}: takes no value, got {attached}")
+    return option, attached
+
+
+def split_words(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Option values by option name, and the words from the first that is no option.  Raises UsageError."""
+    values: dict[str, list[str]] = {}
+    rest = list(words)
+    while rest and rest[0].startswith("-") and rest[0] not in ("-", "--"):
+        option, value = _find_option(rest.pop(0))
+        if option.metavar and value is None:
+            if not rest:
+                raise UsageError(f"option --{option.name}: lacks its value {option.metavar}")
+            value = rest.pop(0)
+        values.setdefault(option.name, []).append(value or "")
+    return values, rest
+
+
+def _positive(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise UsageError(f"{what} {text}: not a positive number")
+    return int(text)
+
+
+def _choice(text: str, name: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise UsageError(f"option --{name} {text}: unknown", hint=f"one of: {', '.join(choices)}")
+    return text
+
+
+def parse_request(words: Sequence[str], environment: Mapping[str, str]) -> tuple[RunRequest, list[str]]:
+    """The request in these words (what follows ``run``), and the words from the reference on.
+
+    ``$HPCPOD_BIND`` (comma-separated binds) and ``$HPCPOD_MPI`` count as if they were given first.
+    Raises UsageError.
+    """
+    values, rest = split_words(words)
+
+    def last(name: str) -> str | None:
+        return values[name][-1] if name in values else None
+
+    size = last("writable-size")
+    writable = parse_size(size, "option --writable-size") if size else None
+    if writable is None and "writable" in values:
+        writable = WRITABLE_DEFAULT
+    ntasks, shm = last("ntasks"), last("shm-size")
+    preserve = last("preserve-fds")
+    request = RunRequest(
+        binds=(*_environment_binds(environment), *values.get("bind", [])),
+        env=tuple(values.get("env", [])),
+        workdir=last("workdir"),
+        ntasks=_positive(ntasks, "option --ntasks") if ntasks else None,
+        mpi=_choice(last("mpi") or environment.get("HPCPOD_MPI") or "auto", "mpi", MPI_MODES),
+        writable=writable,
+        home="no-home" not in values,
+        shm_size=parse_size(shm, "option --shm-size") if shm else 0,
+        seccomp=_choice(last("seccomp") or "default", "seccomp", ("default", "none")) == "default",
+        platform=last("platform"),
+        preserve_fds=_positive(preserve, "option --preserve-fds") if preserve else 0,
+        debug="debug" in values,
+    )
+    return request, rest
+
+
+def _environment_binds(environment: Mapping[str, str]) -> list[str]:
+    """The binds of ``$HPCPOD_BIND``: SRC[:DST[:OPTS]], …; a comma that continues OPTS belongs to it."""
+    binds: list[str] = []
+    for part in environment.get("HPCPOD_BIND", "").split(","):
+        if part in ("ro", "rw", "optional") and binds:
+            binds[-1] += f",{part}"
+        elif part:
+            binds.append(part)
+    return binds
