@@ -111,7 +111,15 @@ void record_free(struct record *record);
 
 /* ---- mounts.c and pod.c: make a pod around this process */
 
+struct mount {
+	const struct op *op;
+	const char *target;
+	bool directory;
+};
+
 struct assembly {
+	struct mount *mounts; /* owned */
+	size_t count;
 	int tree;    /* the image's tree, O_PATH */
 	int root;    /* the new root, O_PATH, once it is mounted */
 	int scratch; /* memory file system for mount points, generated files and the writable layer */
@@ -119,7 +127,7 @@ struct assembly {
 };
 
 int make_root(const struct record *record, struct assembly *a, struct fault *f);
-int apply_mount(const struct op *op, struct assembly *a, struct fault *f);
+int apply_mount(struct assembly *a, const struct mount *mount, struct fault *f);
 int pod_make(const struct record *record, struct fault *f);
 
 /* ---- hold.c: a process that keeps a pod until its last member is gone */

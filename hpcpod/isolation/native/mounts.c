@@ -76,96 +76,106 @@ static int path_in_tree(const struct assembly *a, int fd, char *out, size_t size
 }
 
 /* The mount point without links: the longest part that the image has, resolved, and the rest as it is. */
-static int settle_target(const struct assembly *a, const char *target, char *out, size_t size, bool *exists)
+static int settle_target(const struct assembly *a, const char *target, char *out, size_t size)
 {
 	char part[PATH_MAX];
 	size_t length = strlen(target);
-	int fd = -1;
+	int fd, result;
 
 	if (length >= sizeof part) {
 		errno = ENAMETOOLONG;
 		return -1;
 	}
 	memcpy(part, target, length + 1);
-	for (;;) {
-		fd = open_in(a->tree, length ? part : "/");
-		if (fd >= 0 || length == 0 || (errno != ENOENT && errno != ENOTDIR))
-			break;
+	while ((fd = open_in(a->tree, length ? part : "/")) < 0 && length > 0 && (errno == ENOENT || errno == ENOTDIR)) {
 		while (length > 0 && part[--length] != '/')
 			;
 		part[length] = '\0';
 	}
-	if (fd < 0 || path_in_tree(a, fd, out, size) < 0)
+	if (fd < 0)
 		return -1;
+	result = path_in_tree(a, fd, out, size);
 	close(fd);
-	*exists = target[length] == '\0';
-	if (strlen(out) + strlen(target + length) >= size) {
+	if (result == 0 && strlen(out) + strlen(target + length) >= size) {
 		errno = ENAMETOOLONG;
 		return -1;
 	}
-	strcat(out, target + length);
-	return 0;
-}
-
-/* Where op is mounted, or NULL when it is no mount or is passed over on this node. */
-static const char *mount_target(const struct op *op, bool *directory)
-{
-	const char *source = op->word[0];
-	struct stat s;
-
-	*directory = true;
-	switch (op->kind) {
-	case OP_TMPFS:
-		return op->word[0];
-	case OP_FILE:
-		*directory = false;
-		return op->word[0];
-	case OP_BIND_ENV:
-		source = getenv(op->word[0]);
-		return source && source[0] == '/' && source[1] && stat(source, &s) == 0 && S_ISDIR(s.st_mode) ? source : NULL;
-	case OP_BIND:
-		if (stat(source, &s) < 0)
-			return strstr(op->word[2], "optional") ? NULL : op->word[1];
-		*directory = S_ISDIR(s.st_mode);
-		return op->word[1];
-	default:
-		return NULL;
-	}
+	if (result == 0)
+		strcat(out, target + length);
+	return result;
 }
 
 /* Whether target lies on or below something that an earlier operation mounts: then it is not the image's. */
-static bool below_earlier(const struct record *record, const struct op *op, const char *target)
+static bool below_earlier(const struct assembly *a, size_t count, const char *target)
 {
-	for (const struct op *other = record->ops; other < op; other++) {
-		bool directory;
-		const char *earlier = mount_target(other, &directory);
-		size_t length = earlier ? strlen(earlier) : 0;
+	for (size_t i = 0; i < count; i++) {
+		size_t length = strlen(a->mounts[i].target);
 
-		if (length > 1 && !strncmp(earlier, target, length) && (target[length] == '/' || !target[length]))
+		if (!strncmp(a->mounts[i].target, target, length) && (target[length] == '/' || !target[length]))
 			return true;
 	}
 	return false;
 }
 
-static int make_mount_points(const struct record *record, const struct assembly *a, int layer, bool *needed,
-                             struct fault *f)
+static int make_mount_points(const struct assembly *a, int layer, bool *needed, struct fault *f)
 {
-	for (size_t i = 0; i < record->count; i++) {
-		const struct op *op = &record->ops[i];
+	for (size_t i = 0; i < a->count; i++) {
+		const struct mount *mount = &a->mounts[i];
 		char path[PATH_MAX];
-		bool directory, exists;
-		const char *target = mount_target(op, &directory);
+		int there = open_in(a->tree, mount->target);
 
-		if (!target || !strcmp(target, "/") || below_earlier(record, op, target))
+		if (there >= 0)
+			close(there);
+		if (there >= 0 || below_earlier(a, i, mount->target))
 			continue;
-		if (settle_target(a, target, path, sizeof path, &exists) < 0)
-			return fail_errno(f, "mount", "mount point %s in the image", target);
-		if (exists)
-			continue;
+		if (errno != ENOENT && errno != ENOTDIR)
+			return fail_errno(f, "mount", "mount point %s in the image", mount->target);
+		if (settle_target(a, mount->target, path, sizeof path) < 0)
+			return fail_errno(f, "mount", "mount point %s in the image", mount->target);
 		*needed = true;
-		if (make_in_layer(a, layer, path, directory) < 0)
-			return fail_errno(f, "mount", "mount point %s", target);
+		if (make_in_layer(a, layer, path, mount->directory) < 0)
+			return fail_errno(f, "mount", "mount point %s", mount->target);
 	}
+	return 0;
+}
+
+/* ------------------------------------------------------------------ which mounts there are */
+
+/* Fill in target and kind of one operation; false when it is no mount, or is passed over on this node. */
+static bool place(const struct op *op, struct mount *mount)
+{
+	struct stat s;
+
+	*mount = (struct mount){.op = op, .target = op->word[0], .directory = true};
+	switch (op->kind) {
+	case OP_TMPFS:
+		return true;
+	case OP_FILE:
+		mount->directory = false;
+		return true;
+	case OP_BIND_ENV:
+		mount->target = getenv(op->word[0]);
+		return mount->target && mount->target[0] == '/' && mount->target[1] && stat(mount->target, &s) == 0 &&
+		       S_ISDIR(s.st_mode);
+	case OP_BIND:
+		mount->target = op->word[1];
+		if (stat(op->word[0], &s) < 0)
+			return !strstr(op->word[2], "optional"); /* a missing source is reported by its bind */
+		mount->directory = S_ISDIR(s.st_mode);
+		return true;
+	default:
+		return false;
+	}
+}
+
+static int list_mounts(const struct record *record, struct assembly *a, struct fault *f)
+{
+	a->mounts = calloc(record->count, sizeof *a->mounts);
+	if (!a->mounts)
+		return fail_errno(f, "mount", "list of mounts");
+	for (size_t i = 0; i < record->count; i++)
+		if (place(&record->ops[i], &a->mounts[a->count]))
+			a->count++;
 	return 0;
 }
 
@@ -235,13 +245,15 @@ int make_root(const struct record *record, struct assembly *a, struct fault *f)
 	bool layered = size != NULL;
 	int layer, mounted, place;
 
+	if (list_mounts(record, a, f) < 0)
+		return -1;
 	a->tree = open(record_word(record, OP_ROOTFS), O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (a->tree < 0)
 		return fail_errno(f, "image-not-found", "unpacked image %s", record_word(record, OP_ROOTFS));
 	if (mount_scratch(a, size, f) < 0)
 		return -1;
 	layer = openat(a->scratch, "layer", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (layer < 0 || make_mount_points(record, a, layer, &layered, f) < 0)
+	if (layer < 0 || make_mount_points(a, layer, &layered, f) < 0)
 		return layer < 0 ? fail_errno(f, "mount", "memory file system for the pod") : -1;
 	close(layer);
 	mounted = layered ? overlay_root(a, size != NULL, f) : bind_root(a, f);
@@ -257,10 +269,36 @@ int make_root(const struct record *record, struct assembly *a, struct fault *f)
 
 /* ------------------------------------------------------------------ one mount each */
 
+/* A directory in a memory file system that this pod mounted before (TMPDIR=/dev/shm/job, say): it is made. */
+static void make_in_tmpfs(const struct assembly *a, const char *target)
+{
+	for (size_t i = 0; i < a->count; i++) {
+		size_t length = strlen(a->mounts[i].target);
+		char rest[PATH_MAX];
+		int dir;
+
+		if (a->mounts[i].op->kind != OP_TMPFS || strncmp(a->mounts[i].target, target, length) || target[length] != '/')
+			continue;
+		dir = open_in(a->root, a->mounts[i].target);
+		snprintf(rest, sizeof rest, "%s", target + length + 1);
+		for (char *slash = strchr(rest, '/'); slash; slash = strchr(slash + 1, '/')) {
+			*slash = '\0';
+			mkdirat(dir, rest, 0755);
+			*slash = '/';
+		}
+		mkdirat(dir, rest, 0755);
+		close(dir);
+	}
+}
+
 static int attach(const struct assembly *a, int mounted, const char *target, struct fault *f)
 {
 	int place = open_in(a->root, target);
 
+	if (place < 0 && errno == ENOENT) {
+		make_in_tmpfs(a, target);
+		place = open_in(a->root, target);
+	}
 	if (place < 0 || sys_move_mount(mounted, place) < 0)
 		return fail_errno(f, "mount", "mount on %s", target);
 	close(place);
@@ -318,23 +356,20 @@ static int mount_file(struct assembly *a, const struct op *op, struct fault *f)
 	return attach(a, mounted, op->word[0], f);
 }
 
-int apply_mount(const struct op *op, struct assembly *a, struct fault *f)
+int apply_mount(struct assembly *a, const struct mount *mount, struct fault *f)
 {
-	bool directory;
-	const char *target = mount_target(op, &directory);
+	const struct op *op = mount->op;
 
-	if (!target)
-		return 0;
 	switch (op->kind) {
 	case OP_BIND:
-		return bind(a, op->word[0], target, op->word[2], f);
+		return bind(a, op->word[0], mount->target, op->word[2], f);
 	case OP_BIND_ENV:
-		return bind(a, target, target, "", f);
+		return bind(a, mount->target, mount->target, "", f);
 	case OP_TMPFS:
 		return mount_tmpfs(a, op, f);
 	case OP_FILE:
 		return mount_file(a, op, f);
 	default:
-		return 0;
+		return fail(f, EXIT_HPCPOD, "record", "sealed record: operation %d is no mount", (int)op->kind);
 	}
 }

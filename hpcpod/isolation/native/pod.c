@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -94,10 +95,11 @@ int pod_make(const struct record *record, struct fault *f)
 	mode_t mask = umask(0); /* modes of mount points are the plan's */
 	bool made = make_namespaces(f) == 0 && make_root(record, &a, f) == 0;
 
-	for (size_t i = 0; made && i < record->count; i++)
-		made = apply_mount(&record->ops[i], &a, f) == 0;
+	for (size_t i = 0; made && i < a.count; i++)
+		made = apply_mount(&a, &a.mounts[i], f) == 0;
 	made = made && enter_root(&a, f) == 0;
 	umask(mask);
+	free(a.mounts);
 	if (!made)
 		return -1;
 	close(a.tree);
