@@ -117,7 +117,9 @@ def compile_default(machine: str = "") -> bytes:
             if pyseccomp.resolve_syscall(architecture, call) < 0:
                 continue
             only = rule.condition
-            arguments = [pyseccomp.Arg(only.argument, pyseccomp.MASKED_EQ, only.mask, only.value)] if only else []
+            arguments = (
+                [pyseccomp.Arg(only.argument, pyseccomp.MASKED_EQ, only.mask, only.value)] if only else []
+            )
             made.add_rule_exactly(pyseccomp.ERRNO(rule.errno), call, *arguments)
     return _exported(made)
 
