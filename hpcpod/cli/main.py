@@ -14,6 +14,7 @@ from hpcpod.log import shown
 
 _COMMANDS = {
     "doctor": ("hpcpod.cli.doctor", "doctor"),
+    "gc": ("hpcpod.cli.gc", "gc"),
     "image": ("hpcpod.cli.image", "image"),
     "plan": ("hpcpod.cli.run", "plan"),
     "report": ("hpcpod.cli.report", "report"),

@@ -16,7 +16,7 @@ from hpcpod import config
 from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable, UsageError
 from hpcpod.images import store
 from hpcpod.isolation import seccomp
-from hpcpod.launcher import events, facts
+from hpcpod.launcher import events, facts, sweep
 from hpcpod.launcher.plan import make_plan
 from hpcpod.launcher.record import record_bytes
 from hpcpod.launcher.request import RunRequest, parse_request
@@ -47,7 +47,7 @@ def plan_node(
         context,
         facts.node_paths(runtime),
         guards,
-        seccomp.default_filter(runtime) if request.seccomp else b"",
+        seccomp.default_filter() if request.seccomp else b"",
     )
     return plan, (*phases, Phase("plan", start, time.time_ns()))
 
@@ -70,9 +70,9 @@ def prepare(record: str, scope: str, words: Sequence[str], environment: Mapping[
     context = recognise(environment, cwd=_working_directory(), node=os.uname().nodename)
     plan, phases = plan_node(request, rest[0], environment, context)
     write_record(record, record_bytes(plan, facts.stamp(plan.image.rootfs)))
-    events.append_prepare(
-        config.runtime_directory(environment, os.getuid()), scope, context, plan.image, phases
-    )
+    runtime = config.runtime_directory(environment, os.getuid())
+    events.append_prepare(runtime, scope, context, plan.image, phases)
+    sweep.sweep(runtime)
 
 
 def _working_directory() -> str:

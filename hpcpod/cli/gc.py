@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``hpcpod gc``: sweep what killed commands left on this node."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from hpcpod import config
+from hpcpod.images import store
+from hpcpod.launcher.sweep import sweep
+
+
+@click.command()
+def gc() -> None:
+    """Remove what killed commands of yours left on this node: pods, half-made images, old events and plans.
+
+    Never touches a pod that lives, nor an image that is whole.
+    """
+    uid = os.getuid()
+    removed = sweep(config.runtime_directory(os.environ, uid))
+    removed += store.sweep(config.store_directory(os.environ, uid))
+    click.echo(f"removed {removed} leftovers" if removed else "nothing to remove")
