@@ -14,9 +14,11 @@ itself (``python -m hpcpod.isolation.seccomp OUT [MACHINE]``), because importing
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
+import zlib
 from dataclasses import dataclass
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -136,14 +138,28 @@ def _exported(made: object) -> bytes:
     return program
 
 
-def default_filter() -> bytes:
-    """The filter of this machine, as built with the package; compiled now where the package has none."""
-    built = os.path.join(os.path.dirname(__file__), f"seccomp-{os.uname().machine}.bpf")
-    try:
-        with open(built, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return compile_default()
+def default_filter(cache: str) -> bytes:
+    """The filter of this machine, as built with the package.
+
+    Where the package has none (a checkout), it is compiled once and kept in cache, a directory of the
+    user's own; a directory that cannot be written costs the time again, and is no error.
+    """
+    machine = os.uname().machine
+    table = zlib.crc32(repr(RULES).encode())
+    kept = os.path.join(cache, f"seccomp-{machine}-{table:08x}.bpf")
+    for path in (os.path.join(os.path.dirname(__file__), f"seccomp-{machine}.bpf"), kept):
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            continue
+    program = compile_default(machine)
+    temporary = f"{kept}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        with open(temporary, "xb") as file:
+            file.write(program)
+        os.rename(temporary, kept)  # whole or not at all: another process reads it meanwhile
+    return program
 
 
 def main(arguments: list[str]) -> None:

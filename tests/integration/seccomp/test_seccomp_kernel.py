@@ -74,7 +74,7 @@ NUMBERS = {
 
 def start(tmp_path: Path, body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = tmp_path / "filter.bpf"
-    program.write_bytes(seccomp.default_filter())
+    program.write_bytes(seccomp.default_filter(str(tmp_path)))
     words = [sys.executable, "-I", "-c", LOADER + body, str(program), *arguments]
     return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
 

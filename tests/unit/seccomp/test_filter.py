@@ -144,7 +144,14 @@ def test_the_module_writes_the_file_that_the_package_ships(tmp_path: Path) -> No
     out = tmp_path / "filter.bpf"
     seccomp.main([str(out), "aarch64"])
     assert out.read_bytes() == seccomp.compile_default("aarch64")
-    assert seccomp.default_filter() == seccomp.compile_default(os.uname().machine)
+
+
+def test_the_default_is_compiled_once(tmp_path: Path) -> None:
+    assert seccomp.default_filter(str(tmp_path / "absent")) == compiled(os.uname().machine)
+    assert seccomp.default_filter(str(tmp_path)) == compiled(os.uname().machine)
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"kept")
+        assert seccomp.default_filter(str(tmp_path)) == b"kept"
 
 
 def test_an_unknown_machine_is_an_error() -> None:
