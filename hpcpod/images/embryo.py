@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories in the making: theirs is a name that says who makes them, and a lock that says they are alive.
+
+The name is NODE-BOOT-PID-RANDOM.  The lock is an flock on the directory itself, which the kernel drops with
+its holder, so what a killed process left is known and removed by whoever comes next.  Two nodes that share a
+store see each other's names; where their locks do not reach, age decides.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import time
+
+from hpcpod.frozen import frozen
+from hpcpod.images.tree import remove_tree
+
+FOREIGN_SECONDS = 24 * 3600
+"""Age from which another node's directory is taken for dead."""
+YOUNG_SECONDS = 60
+"""A directory of a living process that is not locked: it is just being made, if it is no older than this."""
+_NODE_MAX = 64
+_NAME = re.compile(r"([A-Za-z0-9_.]+)-([0-9a-f]+)-([0-9]+)-([0-9a-f]+)")
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@frozen
+class Embryo:
+    """A directory of this process, locked while the descriptor is open.  Private: mode 0700."""
+
+    path: str
+    fd: int
+
+    def release(self) -> None:
+        """Drop the lock; the directory has its final name."""
+        os.close(self.fd)
+
+    def discard(self) -> None:
+        """Remove it."""
+        try:
+            remove_tree(self.path)
+        finally:
+            os.close(self.fd)
+
+
+def unique_name() -> str:
+    """A name that no other process on any node takes."""
+    return f"{_node()}-{_boot()}-{os.getpid()}-{os.urandom(6).hex()}"
+
+
+def _node() -> str:
+    return re.sub(r"[^A-Za-z0-9_.]", "_", os.uname().nodename)[:_NODE_MAX] or "node"
+
+
+def _boot() -> str:
+    fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 64).decode().strip().replace("-", "")[:12]
+    finally:
+        os.close(fd)
+
+
+def make_embryo(parent: str, prefix: str = "") -> Embryo:
+    """Make a locked directory below parent.  Raises OSError."""
+    while True:
+        path = f"{parent}/{prefix}{unique_name()}"
+        os.mkdir(path, 0o700)
+        fd = os.open(path, _DIRECTORY)
+        if _lock(fd) and os.fstat(fd).st_nlink:
+            return Embryo(path, fd)
+        # Somebody swept it between the making and the locking.
+        os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Take the lock; also true where the file system has none.  False: another process has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN)
+    return True
+
+
+def sweep(parent: str, prefix: str = "") -> None:
+    """Remove directories below parent whose makers are dead."""
+    for name in os.listdir(parent):
+        if name.startswith(prefix):
+            _sweep_one(f"{parent}/{name}", name[len(prefix) :])
+
+
+def _sweep_one(path: str, name: str) -> None:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return
+    try:
+        fd = os.open(path, _DIRECTORY)
+    except OSError:
+        return
+    try:
+        if _lock(fd) and _maker_dead(match, os.fstat(fd)):
+            remove_tree(path)
+    finally:
+        os.close(fd)
+
+
+def _maker_dead(match: re.Match[str], status: os.stat_result) -> bool:
+    node, boot, pid = match.group(1), match.group(2), int(match.group(3))
+    age = time.time() - status.st_mtime
+    if boot == _boot():
+        return age > YOUNG_SECONDS or not _alive(pid)
+    return node == _node() or age > FOREIGN_SECONDS
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def sweep_garbage(directory: str) -> None:
+    """Remove what was thrown away and is not being removed by a living process."""
+    for name in os.listdir(directory):
+        path = f"{directory}/{name}"
+        try:
+            fd = os.open(path, _DIRECTORY)
+        except OSError:
+            continue
+        try:
+            if _lock(fd):
+                remove_tree(path)
+        finally:
+            os.close(fd)

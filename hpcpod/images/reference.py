@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image references as users write them: ``oci:DIR[:TAG][@DIGEST]`` and ``oci-archive:FILE[:TAG][@DIGEST]``.
+
+The form is that of containers-transports(5): the path ends at the first colon, so it cannot hold one;
+the tag is what the layout's index calls ``org.opencontainers.image.ref.name``.
+"""
+
+from __future__ import annotations
+
+import re
+
+from hpcpod.errors import ImageReferenceError
+from hpcpod.frozen import frozen
+from hpcpod.log import shown
+
+TRANSPORTS = ("oci", "oci-archive")
+SUPPORTED = "supported: oci:DIRECTORY[:TAG][@sha256:HEX], oci-archive:FILE[:TAG][@sha256:HEX]"
+TAG_MAX = 255
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/:+-]*")
+_TRANSPORT = re.compile(r"[a-z][a-z0-9+.-]*")
+
+
+@frozen
+class Reference:
+    """A parsed reference.
+
+    transport: one of TRANSPORTS.  path: as written.  tag: empty for none.  digest: empty for none.
+    """
+
+    transport: str
+    path: str
+    tag: str = ""
+    digest: str = ""
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.transport}:{self.path}{tag}{digest}"
+
+
+def is_digest(text: str) -> bool:
+    """Whether text is a digest of an algorithm that is trusted here, and nothing else.
+
+    The whole string is matched, so that a digest can be used as a file name without further thought.
+    """
+    return _DIGEST.fullmatch(text) is not None
+
+
+def parse_reference(text: str) -> Reference:
+    """Split a reference into its parts.  Raises ImageReferenceError."""
+    transport, colon, rest = text.partition(":")
+    if not colon or not _TRANSPORT.fullmatch(transport) or "/" in transport:
+        raise ImageReferenceError(f"image reference {shown(text)}: no transport", hint=_hint_for(text))
+    if transport not in TRANSPORTS:
+        raise ImageReferenceError(
+            f"image reference {shown(text)}: transport {shown(transport)} is not supported",
+            hint=f"{SUPPORTED}; skopeo copy {_skopeo(text)} oci:DIRECTORY:TAG makes one",
+        )
+    located, digest = _split_digest(rest, text)
+    path, colon, tag = located.partition(":")
+    if not path or "\0" in path:
+        raise ImageReferenceError(f"image reference {shown(text)}: no path", hint=SUPPORTED)
+    if colon and (not _TAG.fullmatch(tag) or len(tag) > TAG_MAX):
+        raise ImageReferenceError(
+            f"image reference {shown(text)}: {shown(tag) or 'an empty string'} is not a tag",
+            hint="a path that holds a colon cannot be written in a reference; use a symbolic link to it",
+        )
+    return Reference(transport, path, tag, digest)
+
+
+def _split_digest(rest: str, text: str) -> tuple[str, str]:
+    located, at, digest = rest.rpartition("@")
+    # An @ may be part of the path: what follows it is a digest when it has a colon and no slash.
+    if not at or "/" in digest or ":" not in digest:
+        return rest, ""
+    if not is_digest(digest):
+        raise ImageReferenceError(
+            f"image reference {shown(text)}: {shown(digest)} is not a digest",
+            hint="a digest is sha256: and 64 hexadecimal digits in lower case, or sha512: and 128",
+        )
+    return located, digest
+
+
+def _hint_for(text: str) -> str:
+    if text.startswith((".", "/", "~")):
+        return f"write oci:{text} for an OCI layout directory, oci-archive:{text} for a tar file of one"
+    return SUPPORTED
+
+
+def _skopeo(text: str) -> str:
+    return shown(text) if text.startswith(("docker:", "docker-archive:", "dir:")) else "SOURCE"

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON as RFC 8259 means it, without what parsers disagree on.
+
+Two programs that read one document differently can be made to run different images from one digest, so
+duplicate keys (also those that differ only in case, which Go's encoding/json folds), NaN, and numbers of
+absurd length are refused.  Fields are taken out by functions that check their types.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from hpcpod.errors import ImageInvalid, ImageLimitExceeded
+from hpcpod.images.limits import Limits
+from hpcpod.log import shown
+
+INT_MAX = (1 << 63) - 1
+
+
+def parse_object(raw: bytes, what: str, limits: Limits) -> dict[str, Any]:
+    """The JSON object in raw; `what` names the document in errors.  Raises ImageInvalid."""
+    if len(raw) > limits.json_bytes:
+        raise ImageLimitExceeded(f"{what}: {len(raw)} bytes of JSON, limit json_bytes {limits.json_bytes}")
+    try:
+        parsed = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_int=lambda digits: _short_int(digits, limits.json_digits),
+        )
+    except UnicodeDecodeError as error:
+        raise ImageInvalid(f"{what}: not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise ImageLimitExceeded(f"{what}: nested deeper than json_depth {limits.json_depth}") from None
+    except ValueError as error:
+        raise ImageInvalid(f"{what}: not JSON: {shown(str(error))}") from None
+    if not isinstance(parsed, dict):
+        raise ImageInvalid(f"{what}: a JSON {type(parsed).__name__}, not an object")
+    if not _within_depth(parsed, limits.json_depth):
+        raise ImageLimitExceeded(f"{what}: nested deeper than json_depth {limits.json_depth}")
+    return parsed
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    folded: set[str] = set()
+    for key, _ in pairs:
+        fold = key.casefold()
+        if fold in folded:
+            raise ValueError(f"key {key!r} occurs twice (capitals do not count)")
+        folded.add(fold)
+    return dict(pairs)
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number")
+
+
+def _short_int(digits: str, longest: int) -> int:
+    if len(digits) > longest:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _within_depth(value: object, depth: int) -> bool:
+    if isinstance(value, dict):
+        return depth > 0 and all(_within_depth(child, depth - 1) for child in value.values())
+    if isinstance(value, list):
+        return depth > 0 and all(_within_depth(child, depth - 1) for child in value)
+    return True
+
+
+class Fields:
+    """Typed look-ups in one JSON object.  Null counts as absent, since Go programs write it so."""
+
+    def __init__(self, values: dict[str, Any], what: str) -> None:
+        self._values = values
+        self._what = what
+
+    @property
+    def what(self) -> str:
+        """How errors name this object."""
+        return self._what
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there and not null."""
+        return self._values.get(key) is not None
+
+    def fail(self, key: str, expected: str) -> NoReturn:
+        """Raise ImageInvalid for a field."""
+        raise ImageInvalid(f"{self._what}: field {shown(key)}: expected {expected}")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string that can be encoded and has no NUL; required when there is no default."""
+        value = self._values.get(key)
+        if value is None and default is not None:
+            return default
+        return self._checked_text(key, value)
+
+    def _checked_text(self, key: str, value: object) -> str:
+        if not isinstance(value, str) or "\0" in value:
+            self.fail(key, "a string without NUL")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail(key, "a string of Unicode characters (no lone surrogate)")
+        return value
+
+    def number(self, key: str) -> int:
+        """A required integer from 0 to 2^63-1."""
+        value = self._values.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INT_MAX:
+            self.fail(key, "an integer from 0 to 2^63-1")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings; empty when absent."""
+        value = self._values.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            self.fail(key, "a list of strings")
+        return tuple(self._checked_text(key, item) for item in value)
+
+    def mapping(self, key: str) -> tuple[tuple[str, str], ...]:
+        """An object whose values are strings; empty when absent."""
+        value = self._values.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, dict):
+            self.fail(key, "an object of strings")
+        return tuple((self._checked_text(key, k), self._checked_text(key, v)) for k, v in value.items())
+
+    def keys(self, key: str) -> tuple[str, ...]:
+        """The keys of an object; empty when absent."""
+        value = self._values.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, dict):
+            self.fail(key, "an object")
+        return tuple(self._checked_text(key, k) for k in value)
+
+    def child(self, key: str) -> Fields:
+        """A required object."""
+        value = self._values.get(key)
+        if not isinstance(value, dict):
+            self.fail(key, "an object")
+        return Fields(value, f"{self._what}: {key}")
+
+    def children(self, key: str, longest: int) -> tuple[Fields, ...]:
+        """A required list of at most `longest` objects."""
+        value = self._values.get(key)
+        if not isinstance(value, list):
+            self.fail(key, "a list of objects")
+        if len(value) > longest:
+            raise ImageLimitExceeded(f"{self._what}: {len(value)} {key}, limit {longest}")
+        found = []
+        for number, item in enumerate(value):
+            if not isinstance(item, dict):
+                self.fail(key, "a list of objects")
+            found.append(Fields(item, f"{self._what}: {key}[{number}]"))
+        return tuple(found)
