@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from hpcpod import config
 from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable, UsageError
 from hpcpod.images import store
+from hpcpod.images.platforms import parse_platform
 from hpcpod.isolation import seccomp
 from hpcpod.launcher import events, facts, sweep
 from hpcpod.launcher.plan import make_plan
@@ -36,7 +37,7 @@ def plan_node(
         )
     runtime = config.runtime_directory(environment, uid)
     image, phases, guards = store.ensure(
-        reference, environment=environment, uid=uid, platform=request.platform
+        reference, environment=environment, uid=uid, platform=parse_platform(request.platform) if request.platform else None
     )
     start = time.time_ns()
     plan = make_plan(
@@ -47,7 +48,7 @@ def plan_node(
         context,
         facts.node_paths(runtime),
         guards,
-        seccomp.default_filter() if request.seccomp else b"",
+        seccomp.default_filter(runtime) if request.seccomp else b"",
     )
     return plan, (*phases, Phase("plan", start, time.time_ns()))
 

@@ -42,8 +42,8 @@ static int make_in_layer(const struct assembly *a, int layer, char *path, bool d
 		if (slash)
 			*slash = '\0';
 		there = open_in(a->tree, path);
-		if (there >= 0 && fstat(there, &s) < 0)
-			s.st_mode = 0755;
+		if (there >= 0 && (fstat(there, &s) < 0 || !S_ISDIR(s.st_mode)))
+			s.st_mode = 0755; /* a file of the image that is hidden by the directory */
 		if (there >= 0)
 			close(there);
 		if (slash || directory)
@@ -181,9 +181,22 @@ static int list_mounts(const struct record *record, struct assembly *a, struct f
 
 /* ------------------------------------------------------------------ the root */
 
+/* An empty directory of the user's own to hang the new root on; the pod's root is pivoted away from it. */
+static int open_mount_place(void)
+{
+	char path[PATH_MAX + 8];
+	int fd;
+
+	snprintf(path, sizeof path, "%s/mnt", runtime_path());
+	fd = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0 && errno == ENOENT && (mkdir(path, 0700) == 0 || errno == EEXIST))
+		fd = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	return fd;
+}
+
 static int mount_scratch(struct assembly *a, const char *size, struct fault *f)
 {
-	int place = open(runtime_path(), O_PATH | O_DIRECTORY | O_CLOEXEC);
+	int place = open_mount_place();
 	int fs = sys_fsopen("tmpfs");
 
 	if (fs < 0 || place < 0 || sys_fsconfig(fs, FSCONFIG_SET_STRING, "mode", "0755") < 0 ||
