@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether this node can hold pods: facts in, findings out.  Pure; node_facts.py reads the facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from hpcpod.log import shown
+from hpcpod.log import size as shown_size
+
+BASELINE = (5, 14)
+"""Linux of RHEL 9, the oldest that is tested."""
+MIN_FREE = 5 * 10**9
+"""Bytes: an image of a usual size, unpacked."""
+SHARED_TYPES = frozenset(
+    ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "panfs", "cifs", "smb3", "afs", "9p", "fuse.sshfs")
+)
+
+
+class Level(Enum):
+    """ok: nothing to do; warn: pods run, with something lost; fail: they do not."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.  mend: the command or setting that mends it, empty where nothing is wrong."""
+
+    subject: str
+    level: Level
+    message: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory that hpcpod uses.  problem: why it cannot be used, or empty; free: bytes."""
+
+    path: str
+    problem: str = ""
+    kind: str = ""
+    options: frozenset[str] = frozenset()
+    free: int = 0
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What was read of the node.
+
+    sysctl: values by path below /proc/sys, without those that are absent.  userns, overlay: errno name of the
+    attempt to make a pod's namespaces and a writable layer in them, empty for success.  pmi: what
+    ``srun --mpi=list`` offers, None where there is no srun; pmi_problem: why it could not be asked.
+    """
+
+    release: str
+    sysctl: Mapping[str, str]
+    userns: str
+    overlay: str
+    store: Place
+    runtime: Place
+    pmi: frozenset[str] | None = None
+    pmi_problem: str = ""
+
+
+def findings(facts: NodeFacts) -> tuple[Finding, ...]:
+    """Everything that was looked at, in the order in which a start needs it."""
+    return (
+        _kernel(facts.release),
+        _user_namespaces(facts),
+        _overlay(facts),
+        _seccomp(facts.sysctl),
+        _runtime(facts.runtime),
+        _store(facts.store),
+        *_slurm(facts),
+    )
+
+
+def _kernel(release: str) -> Finding:
+    numbers = release.split("-", maxsplit=1)[0].split(".")
+    if len(numbers) < 2 or not all(part.isdigit() for part in numbers[:2]):
+        return Finding("kernel", Level.WARN, f"release {shown(release)} tells no version")
+    version = (int(numbers[0]), int(numbers[1]))
+    if version < BASELINE:
+        least = ".".join(map(str, BASELINE))
+        return Finding(
+            "kernel", Level.FAIL, f"Linux {shown(release)}, {least} or later is needed", "update the kernel"
+        )
+    return Finding("kernel", Level.OK, f"Linux {shown(release)}")
+
+
+def _why_no_user_namespaces(sysctl: Mapping[str, str]) -> tuple[str, str]:
+    """(reason, what mends it), from the settings that are known to forbid them."""
+    if sysctl.get("user/max_user_namespaces") == "0":
+        return "user.max_user_namespaces is 0", "sysctl -w user.max_user_namespaces=65536"
+    if sysctl.get("kernel/unprivileged_userns_clone") == "0":
+        return "kernel.unprivileged_userns_clone is 0", "sysctl -w kernel.unprivileged_userns_clone=1"
+    if sysctl.get("kernel/apparmor_restrict_unprivileged_userns", "0") != "0":
+        name = "kernel.apparmor_restrict_unprivileged_userns"
+        return f"{name} is set", f"give hpcpod an AppArmor profile with `userns,`, or sysctl -w {name}=0"
+    if sysctl.get("user/max_mnt_namespaces") == "0":
+        return "user.max_mnt_namespaces is 0", "sysctl -w user.max_mnt_namespaces=65536"
+    return "a security module or a container around us forbids them", "ask who runs this node"
+
+
+def _user_namespaces(facts: NodeFacts) -> Finding:
+    if not facts.userns:
+        return Finding("user namespaces", Level.OK, "open to this user")
+    reason, mend = _why_no_user_namespaces(facts.sysctl)
+    return Finding("user namespaces", Level.FAIL, f"cannot be made ({facts.userns}): {reason}", mend)
+
+
+def _overlay(facts: NodeFacts) -> Finding:
+    if facts.userns:
+        return Finding("overlay", Level.WARN, "not tried without user namespaces")
+    if not facts.overlay:
+        return Finding("overlay", Level.OK, "works in a user namespace")
+    lost = "no --writable, and mount points must exist in the image"
+    return Finding("overlay", Level.WARN, f"cannot be mounted ({facts.overlay}): {lost}", "modprobe overlay")
+
+
+def _seccomp(sysctl: Mapping[str, str]) -> Finding:
+    actions = sysctl.get("kernel/seccomp/actions_avail", "").split()
+    if "errno" in actions and "kill_process" in actions:
+        return Finding("seccomp", Level.OK, "filters are available")
+    mend = "hpcpod run --seccomp=none, or a kernel with CONFIG_SECCOMP_FILTER"
+    return Finding("seccomp", Level.FAIL, "the kernel has no system call filters", mend)
+
+
+def _runtime(place: Place) -> Finding:
+    where = shown(place.path)
+    if place.problem:
+        return Finding("run-time directory", Level.FAIL, shown(place.problem), "set HPCPOD_RUNTIME")
+    if place.kind not in ("tmpfs", "ramfs"):
+        message = f"{where} is on {shown(place.kind or 'an unknown file system')}, not in memory"
+        return Finding(
+            "run-time directory", Level.WARN, message, "set HPCPOD_RUNTIME to a directory on tmpfs"
+        )
+    return Finding("run-time directory", Level.OK, f"{where} ({place.kind})")
+
+
+def _store(place: Place) -> Finding:
+    where, elsewhere = shown(place.path), "set HPCPOD_STORE to a directory on a disk of this node"
+    if place.problem:
+        return Finding("image store", Level.FAIL, shown(place.problem), elsewhere)
+    if "noexec" in place.options:
+        return Finding(
+            "image store", Level.FAIL, f"{where} is mounted noexec: no program would start", elsewhere
+        )
+    if place.kind in SHARED_TYPES:
+        return Finding(
+            "image store", Level.WARN, f"{where} is on {place.kind}, shared with other nodes", elsewhere
+        )
+    free = f"{shown_size(place.free)} free"
+    if place.free < MIN_FREE:
+        return Finding("image store", Level.WARN, f"{where}: only {free}", "hpcpod image rm, or " + elsewhere)
+    return Finding("image store", Level.OK, f"{where} ({shown(place.kind)}, {free})")
+
+
+def _slurm(facts: NodeFacts) -> Iterator[Finding]:
+    if facts.pmi_problem:
+        yield Finding("Slurm", Level.WARN, f"srun --mpi=list: {shown(facts.pmi_problem)}", "run it by hand")
+    elif facts.pmi is not None:
+        for kind, family in (("pmi2", "MPICH"), ("pmix", "Open MPI")):
+            if any(name == kind or name.startswith(f"{kind}_") for name in facts.pmi):
+                yield Finding("Slurm", Level.OK, f"serves {kind}, for images with {family}")
+            else:
+                mend = f"install Slurm's mpi/{kind} plugin"
+                yield Finding(
+                    "Slurm", Level.WARN, f"serves no {kind}: images with {family} run on one node only", mend
+                )
