@@ -134,7 +134,7 @@ def _attempt() -> tuple[str, str]:
 
 
 def parse_mpi_list(text: str) -> frozenset[str]:
-    """Plugin names of ``srun --mpi=list``: the lines of one word; older versions write ``srun: `` before it."""
+    """Plugin names of ``srun --mpi=list``: lines of one word; older versions write ``srun: `` first."""
     words = (line.removeprefix("srun: ").strip() for line in text.splitlines())
     return frozenset(word for word in words if word.replace("_", "").isalnum())
 
