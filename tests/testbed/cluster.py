@@ -154,7 +154,7 @@ class Cluster:
         pids = {record.name: record.pid for record in self._record.nodes}
         return Entry(self._record.top, node, pids[node], person(user))
 
-    def popen(
+    def popen(  # noqa: PLR0913 - as run
         self,
         args: Sequence[str | Path],
         *,
@@ -162,12 +162,14 @@ class Cluster:
         node: str = "ctl",
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
+        merge: bool = False,
     ) -> subprocess.Popen[str]:
         """Start a program on a node with a clean environment; stdout and stderr are pipes.
 
-        env: variables in addition.  cwd: the user's home if None.
+        env: variables in addition.  cwd: the user's home if None.  merge: one pipe for both.
         """
-        return self._entry(node, user).popen([str(word) for word in args], env=env, cwd=cwd)
+        output = subprocess.PIPE if merge else None
+        return self._entry(node, user).popen([str(word) for word in args], env=env, cwd=cwd, output=output)
 
     def run(  # noqa: PLR0913 - the options of subprocess.run that tests need
         self,

@@ -36,7 +36,9 @@ int main(int argc, char **argv) {
     const int mine = rank + 1;
     MPI_Allreduce(&mine, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
     MPI_Get_library_version(library, &length);
-    library[strcspn(library, "\n\t")] = '\0';
+    library[strcspn(library, "\n")] = '\0';
+    for (char *tab = library; (tab = strchr(tab, '\t')) != NULL;)
+        *tab = ' ';
     gethostname(node, sizeof node);
     read_link("/proc/self/ns/mnt", name_space, sizeof name_space);
     read_cpus(cpus, sizeof cpus);

@@ -43,7 +43,7 @@ def place(world: Any) -> dict[str, Any]:
         "net_ns": os.readlink("/proc/self/ns/net"),
         "cwd": os.getcwd(),
         "python": platform.python_version(),
-        "library": MPI.Get_library_version().split("\n", 1)[0].strip(" \t\0"),
+        "library": " ".join(MPI.Get_library_version().split("\n", 1)[0].split(",", 1)[0].split()),
     }
 
 
