@@ -26,6 +26,8 @@ static bool find_program(const char *program, char *out, size_t size)
 	const char *path = getenv("PATH");
 	struct stat s;
 
+	if (!*program)
+		return false;
 	if (strchr(program, '/')) {
 		snprintf(out, size, "%s", program);
 		return stat(out, &s) == 0;
@@ -48,7 +50,7 @@ static int explain_script(const char *file, const char *line, struct fault *f)
 	if (sscanf(line, "#! %127s", interpreter) != 1 && sscanf(line, "#!%127s", interpreter) != 1)
 		interpreter[0] = '\0';
 	fail(f, EXIT_CANNOT_EXECUTE, "exec", "%s: its interpreter %s is not in the image", file, interpreter);
-	if (strchr(line, '\r'))
+	if (line[strcspn(line, "\r\n")] == '\r')
 		fault_hint(f, "the first line ends with a carriage return: convert the file's line ends");
 	return -1;
 }

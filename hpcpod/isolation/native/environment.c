@@ -45,6 +45,8 @@ int environment_apply(const struct record *record, struct fault *f)
 			unset(record, op->word[0]);
 		else if (op->kind != OP_ENV_SET && op->kind != OP_ENV_DEFAULT)
 			continue;
+		else if (op->kind == OP_ENV_SET && unsetenv(op->word[0]) < 0) /* setenv changes the first of many */
+			return fail_errno(f, "environment", "environment variable %s", op->word[0]);
 		else if (setenv(op->word[0], op->word[1], op->kind == OP_ENV_SET) < 0)
 			return fail_errno(f, "environment", "environment variable %s", op->word[0]);
 	}

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,33 +28,18 @@ enum { LINGER_MS = 60000 };
 
 struct holder {
 	int runtime, fifo, epoll;
+	int report, lock; /* pipe to the creator; its lock, held here too until others can see the pod */
 	long expected, joined, present;
 	char name[200], hidden[40];
+	bool published;
 };
 
-static int publish(struct holder *h, const char *plan, struct fault *f)
-{
-	char path[256], final[256], pid[16];
+static volatile sig_atomic_t ending;
 
-	snprintf(pid, sizeof pid, "%d", getpid());
-	snprintf(h->hidden, sizeof h->hidden, "pods/.%d", getpid());
-	if (mkdirat(h->runtime, h->hidden, 0700) < 0)
-		return fail_errno(f, "pod", "%s/%s", runtime_path(), h->hidden);
-	snprintf(path, sizeof path, "%s/members", h->hidden);
-	if (mkfifoat(h->runtime, path, 0600) < 0 ||
-	    /* Also for writing: a FIFO without writers would always be readable. */
-	    (h->fifo = openat(h->runtime, path, O_RDWR | O_NONBLOCK | O_CLOEXEC)) < 0)
-		return fail_errno(f, "pod", "%s/%s", runtime_path(), path);
-	snprintf(path, sizeof path, "%s/record", h->hidden);
-	if (linkat(h->runtime, plan, h->runtime, path, 0) < 0)
-		return fail_errno(f, "pod", "%s/%s", runtime_path(), path);
-	snprintf(path, sizeof path, "%s/holder", h->hidden);
-	if (symlinkat(pid, h->runtime, path) < 0)
-		return fail_errno(f, "pod", "%s/%s", runtime_path(), path);
-	snprintf(final, sizeof final, "pods/%s", h->name);
-	if (renameat(h->runtime, h->hidden, h->runtime, final) < 0)
-		return fail_errno(f, "pod", "%s/%s", runtime_path(), final);
-	return 0;
+static void note_ending(int signal)
+{
+	(void)signal;
+	ending = 1;
 }
 
 static void remove_directory(int runtime, const char *directory)
@@ -78,6 +64,33 @@ static void retire(int runtime, const char *name, const char *hidden)
 		remove_directory(runtime, hidden);
 }
 
+static int publish(struct holder *h, const char *plan, struct fault *f)
+{
+	char path[256], final[256], pid[16];
+
+	snprintf(pid, sizeof pid, "%d", getpid());
+	snprintf(h->hidden, sizeof h->hidden, "pods/.%d", getpid());
+	remove_directory(h->runtime, h->hidden); /* of a killed holder that had the same pid */
+	if (mkdirat(h->runtime, h->hidden, 0700) < 0)
+		return fail_errno(f, "pod", "%s/%s", runtime_path(), h->hidden);
+	snprintf(path, sizeof path, "%s/members", h->hidden);
+	if (mkfifoat(h->runtime, path, 0600) < 0 ||
+	    /* Also for writing: a FIFO without writers would always be readable. */
+	    (h->fifo = openat(h->runtime, path, O_RDWR | O_NONBLOCK | O_CLOEXEC)) < 0)
+		return fail_errno(f, "pod", "%s/%s", runtime_path(), path);
+	snprintf(path, sizeof path, "%s/record", h->hidden);
+	if (linkat(h->runtime, plan, h->runtime, path, 0) < 0)
+		return fail_errno(f, "pod", "%s/%s", runtime_path(), path);
+	snprintf(path, sizeof path, "%s/holder", h->hidden);
+	if (symlinkat(pid, h->runtime, path) < 0)
+		return fail_errno(f, "pod", "%s/%s", runtime_path(), path);
+	snprintf(final, sizeof final, "pods/%s", h->name);
+	if (renameat(h->runtime, h->hidden, h->runtime, final) < 0)
+		return fail_errno(f, "pod", "%s/%s", runtime_path(), final);
+	h->published = true;
+	return 0;
+}
+
 static void greet(struct holder *h)
 {
 	pid_t pids[64];
@@ -95,7 +108,7 @@ static void greet(struct holder *h)
 		}
 }
 
-/* Until nobody is here and nobody is expected. */
+/* Until nobody is here and nobody is expected, or until nobody is here and the scheduler asked to end. */
 static void keep(struct holder *h)
 {
 	bool open = true;
@@ -111,11 +124,11 @@ static void keep(struct holder *h)
 			h->present--;
 		}
 		greet(h);
-		if (h->present > 0 || (n < 0 && errno == EINTR))
+		if (h->present > 0 || (n < 0 && errno == EINTR && !ending))
 			continue;
 		if (!open)
 			return;
-		if (n == 0 || (h->expected && h->joined >= h->expected)) {
+		if (n == 0 || ending || (h->expected && h->joined >= h->expected)) {
 			/* A rank may have found the pod a moment ago: look into the FIFO once more when hidden. */
 			retire(h->runtime, h->name, h->hidden);
 			open = false;
@@ -133,55 +146,114 @@ static void raise_limits(void)
 	}
 }
 
+/* Close everything from 3 on but these three. */
+static void keep_only(int a, int b, int c)
+{
+	int kept[] = {a, b, c};
+	int next = 3;
+
+	for (;;) {
+		int lowest = INT_MAX;
+
+		for (size_t i = 0; i < 3; i++)
+			if (kept[i] >= next && kept[i] < lowest)
+				lowest = kept[i];
+		if (lowest == INT_MAX)
+			break;
+		if (lowest > next)
+			sys_close_range((unsigned)next, (unsigned)lowest - 1);
+		next = lowest + 1;
+	}
+	sys_close_range((unsigned)next, ~0U);
+}
+
+/*
+ * What a scheduler sends is meant for the ranks, which may go on for a while and be joined by others.  SIGPIPE:
+ * the creator may be gone when the holder reports.
+ */
+static void take_signals(void)
+{
+	static const int fatal[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGSYS, SIGTRAP};
+	sigset_t none;
+
+	for (int signal = 1; signal < NSIG; signal++)
+		sigaction(signal, &(struct sigaction){.sa_handler = SIG_IGN}, NULL);
+	for (size_t i = 0; i < sizeof fatal / sizeof fatal[0]; i++)
+		sigaction(fatal[i], &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
+	sigaction(SIGTERM, &(struct sigaction){.sa_handler = note_ending}, NULL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
 /* The holder must not keep the ranks' output pipes open, or srun waits for it instead of for them. */
-static int detach(int runtime, int report, struct fault *f)
+static int detach(const struct holder *h, struct fault *f)
 {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	int first = runtime < report ? runtime : report, second = runtime < report ? report : runtime;
 
 	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
 		return fail_errno(f, "pod", "/dev/null");
-	if (first > 3)
-		sys_close_range(3, (unsigned)first - 1);
-	if (second > first + 1)
-		sys_close_range((unsigned)first + 1, (unsigned)second - 1);
-	sys_close_range((unsigned)second + 1, ~0U);
-	for (int signal = 1; signal < NSIG; signal++)
-		sigaction(signal, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
+	keep_only(h->runtime, h->report, h->lock);
+	take_signals();
 	raise_limits();
 	prctl(PR_SET_NAME, "hpcpod-holder");
 	return 0;
 }
 
-/* In the grandchild: make the pod, tell the creator, stay. */
-static void hold(struct holder *h, const char *plan, const struct record *record, int report)
+static int watch_members(struct holder *h, struct fault *f)
+{
+	struct epoll_event event = {.events = EPOLLIN, .data.fd = h->fifo};
+
+	h->epoll = epoll_create1(EPOLL_CLOEXEC);
+	if (h->epoll < 0 || epoll_ctl(h->epoll, EPOLL_CTL_ADD, h->fifo, &event) < 0)
+		return fail_errno(f, "pod", "epoll");
+	return 0;
+}
+
+/*
+ * In the grandchild: make the pod, tell the creator, stay.  A creator that was killed meanwhile changes nothing:
+ * the pod is as good for the others.
+ */
+static void hold(struct holder *h, const char *plan, const struct record *record)
 {
 	struct fault fault = {0};
-	struct epoll_event event = {.events = EPOLLIN};
+	bool made = detach(h, &fault) == 0 && pod_make(record, &fault) == 0 && publish(h, plan, &fault) == 0 &&
+	            watch_members(h, &fault) == 0 && privileges_drop(NULL, &fault) == 0;
 
-	if (detach(h->runtime, report, &fault) == 0 && pod_make(record, &fault) == 0 && publish(h, plan, &fault) == 0) {
-		h->epoll = epoll_create1(EPOLL_CLOEXEC);
-		event.data.fd = h->fifo;
-		if (h->epoll < 0 || epoll_ctl(h->epoll, EPOLL_CTL_ADD, h->fifo, &event) < 0)
-			fail_errno(&fault, "pod", "epoll");
-		else
-			privileges_drop(NULL, &fault);
-	}
-	if (write(report, &fault, sizeof fault) < 0 || fault.code) {
+	if (!made && h->published)
 		retire(h->runtime, h->name, h->hidden);
+	else if (!made && h->hidden[0])
 		remove_directory(h->runtime, h->hidden);
+	close(h->lock);
+	if ((write(h->report, &fault, sizeof fault) < 0 && errno != EPIPE) || !made)
 		_exit(EXIT_HPCPOD);
-	}
-	close(report);
+	close(h->report);
 	keep(h);
 	_exit(0);
 }
 
-/* Two forks: the holder must not be a child that the user's program could wait for, nor be in its session. */
-int pod_hold(int runtime, const char *name, const char *plan, const struct record *record, const struct step *step,
-             struct fault *f)
+static void fork_holder(struct holder *h, const char *plan, const struct record *record)
 {
-	struct holder holder = {.runtime = runtime, .fifo = -1, .expected = step->local_ntasks};
+	struct fault fault = {0};
+	pid_t child;
+
+	setsid();
+	child = fork();
+	if (child == 0)
+		hold(h, plan, record);
+	if (child < 0 && fail_errno(&fault, "pod", "fork") < 0 && write(h->report, &fault, sizeof fault) < 0)
+		_exit(EXIT_HPCPOD);
+	_exit(0);
+}
+
+/*
+ * Make a pod of this name and leave a process that holds it.  lock: what the caller holds so that nobody else makes
+ * the same pod; the holder keeps it until the pod can be found, even when the caller is killed.
+ * Two forks: the holder must not be a child that the user's program could wait for, nor be in its session.
+ */
+int pod_hold(int runtime, int lock, const char *name, const char *plan, const struct record *record,
+             const struct step *step, struct fault *f)
+{
+	struct holder holder = {.runtime = runtime, .lock = lock, .fifo = -1, .expected = step->local_ntasks};
 	char stale[40];
 	int report[2];
 	ssize_t got;
@@ -192,21 +264,20 @@ int pod_hold(int runtime, const char *name, const char *plan, const struct recor
 	retire(runtime, name, stale);
 	if (pipe2(report, O_CLOEXEC) < 0)
 		return fail_errno(f, "pod", "pipe");
+	holder.report = report[1];
 	child = fork();
 	if (child == 0) {
-		setsid();
 		close(report[0]);
-		child = fork();
-		if (child == 0)
-			hold(&holder, plan, record, report[1]);
-		_exit(child < 0);
+		fork_holder(&holder, plan, record);
 	}
 	close(report[1]);
 	if (child < 0)
 		return fail_errno(f, "pod", "fork");
 	while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
 		;
-	got = read(report[0], f, sizeof *f);
+	do
+		got = read(report[0], f, sizeof *f);
+	while (got < 0 && errno == EINTR);
 	close(report[0]);
 	if (got != (ssize_t)sizeof *f)
 		return fail(f, EXIT_HPCPOD, "pod", "the pod's holder died while it made the pod");

@@ -75,7 +75,7 @@ struct step {
 	bool size_disagrees;  /* PMI serves a world of another size than the step's */
 };
 
-void step_recognise(struct step *step);
+int step_recognise(struct step *step, struct fault *f);
 long first_count_for_node(const char *counts, long node);
 
 /* ---- paths.c: the run-time directory */
@@ -132,8 +132,8 @@ int pod_make(const struct record *record, struct fault *f);
 
 /* ---- hold.c: a process that keeps a pod until its last member is gone */
 
-int pod_hold(int runtime, const char *name, const char *plan, const struct record *record, const struct step *step,
-             struct fault *f);
+int pod_hold(int runtime, int lock, const char *name, const char *plan, const struct record *record,
+             const struct step *step, struct fault *f);
 
 /* ---- join.c */
 
@@ -181,6 +181,7 @@ int environment_apply(const struct record *record, struct fault *f);
 int explain_exec(const char *program, int error, struct fault *f);
 int events_open(int directory, const struct step *step, struct fault *f);
 void events_write(int events, const struct launch *launch);
+#define PREPARE_KILLED "prepare-killed" /* slug of python_run when a signal ended Python */
 int python_run(const char *const *words, struct fault *f);
 int python_exec(char *const *argv, struct fault *f);
 int rank_stub(char *const *argv, struct fault *f);

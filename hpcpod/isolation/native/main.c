@@ -6,6 +6,8 @@
 #define _GNU_SOURCE
 #include "hpcpod.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -19,8 +21,7 @@ static int run(char *const *words, struct fault *f)
 		return python_exec(words + 1, f);
 	if (!getcwd(cwd, sizeof cwd))
 		cwd[0] = '\0'; /* deleted or unreachable: the plan's other directories will do */
-	step_recognise(&launch.step);
-	launch.runtime = runtime_open(f);
+	launch.runtime = step_recognise(&launch.step, f) < 0 ? -1 : runtime_open(f);
 	if (launch.runtime < 0)
 		return -1;
 	events = events_open(launch.runtime, &launch.step, f);
@@ -29,10 +30,28 @@ static int run(char *const *words, struct fault *f)
 	return rank_execute(&launch, cwd, events, f);
 }
 
+/*
+ * A closed standard descriptor would be taken by the first file opened here, and the program would write its
+ * output into that.
+ */
+static int open_missing_stdio(struct fault *f)
+{
+	struct pollfd standard[] = {{.fd = 0}, {.fd = 1}, {.fd = 2}};
+
+	if (poll(standard, 3, 0) < 0)
+		return fail_errno(f, "installation", "standard input and output");
+	for (int i = 0; i < 3; i++)
+		if ((standard[i].revents & POLLNVAL) && open("/dev/null", O_RDWR) < 0)
+			return fail_errno(f, "installation", "/dev/null");
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct fault fault = {0};
 
+	if (argc < 1 || open_missing_stdio(&fault) < 0)
+		return EXIT_HPCPOD;
 	if (argc > 1 && !strcmp(argv[1], "run"))
 		run(argv, &fault);
 	else if (argc > 1 && !strcmp(argv[1], "--rank"))

@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { ATTEMPTS = 10 };
+enum { ATTEMPTS = 10, ROOM_BELOW = 512 };
 
 static char runtime[PATH_MAX];
 
@@ -44,11 +44,13 @@ int runtime_open(struct fault *f)
 	int fd;
 
 	if (given && *given) {
-		snprintf(runtime, sizeof runtime, "%s", given);
-		fd = open_own(runtime, true);
+		/* Names of files below it must fit too: a path that was cut would be another file's. */
+		bool fits = (size_t)snprintf(runtime, sizeof runtime, "%s", given) < sizeof runtime - ROOM_BELOW;
+
+		fd = fits ? open_own(runtime, true) : -1;
 		if (fd >= 0)
 			return fd;
-		fail(f, EXIT_HPCPOD, "store-unusable", "run-time directory %s: not a directory of uid %u with mode 0700",
+		fail(f, EXIT_HPCPOD, "store-unusable", "run-time directory %.600s: not a directory of uid %u with mode 0700",
 		     given, getuid());
 		fault_hint(f, "choose another with HPCPOD_RUNTIME, on tmpfs");
 		return -1;

@@ -24,35 +24,37 @@ enum turn { MY_TURN, WAITED, LOCK_FAILED };
 
 static int open_lock(int runtime, const char *name, struct fault *f)
 {
+	static const char *const directories[] = {"plans", "pods", "locks"};
 	char path[256];
 	int fd;
 
+	/* Each by itself: the image store makes some of them too, and this is not the path of a ready pod. */
+	for (size_t i = 0; i < sizeof directories / sizeof directories[0]; i++)
+		mkdirat(runtime, directories[i], 0700);
 	snprintf(path, sizeof path, "locks/%s", name);
 	fd = openat(runtime, path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-	if (fd < 0 && errno == ENOENT) {
-		mkdirat(runtime, "locks", 0700);
-		mkdirat(runtime, "plans", 0700);
-		mkdirat(runtime, "pods", 0700);
-		fd = openat(runtime, path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-	}
 	return fd >= 0 ? fd : fail_errno(f, "store-unusable", "lock %s/%s", runtime_path(), path);
 }
 
-static int lock_shared(int fd)
+static int lock_patiently(int fd, int operation)
 {
 	int result;
 
 	do
-		result = flock(fd, LOCK_SH);
+		result = flock(fd, operation);
 	while (result < 0 && errno == EINTR);
 	return result;
 }
 
-static enum turn take_turn(int fd, struct fault *f)
+/*
+ * again: this rank has waited before, and there was no pod.  Then it queues for the lock of its own: with the
+ * shared one, many that woke together would keep each other from making the pod.
+ */
+static enum turn take_turn(int fd, bool again, struct fault *f)
 {
-	if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+	if (flock(fd, LOCK_EX | LOCK_NB) == 0 || (again && lock_patiently(fd, LOCK_EX) == 0))
 		return MY_TURN;
-	if (errno == EWOULDBLOCK && lock_shared(fd) == 0)
+	if (errno == EWOULDBLOCK && lock_patiently(fd, LOCK_SH) == 0)
 		return WAITED;
 	fail_errno(f, "store-unusable", "lock in %s", runtime_path());
 	return LOCK_FAILED;
@@ -100,24 +102,34 @@ static bool read_plan(const struct launch *l, struct record *record)
 static int get_plan(struct launch *l, struct record *record, struct fault *f)
 {
 	char path[PATH_MAX];
-	const char *words[4096] = {"-m", "hpcpod.launcher.prepare", path, l->step.scope};
-	size_t n = 4;
+	const char **words;
+	size_t n = 0;
+	int result;
 
 	if (read_plan(l, record)) {
 		l->stamps.how = "created";
 		return 0;
 	}
 	snprintf(path, sizeof path, "%s/plans/%s", runtime_path(), l->request.hash);
-	for (int i = 0; i < l->request.option_count && n < 4000; i++)
+	words = calloc((size_t)l->request.option_count + 6, sizeof *words);
+	if (!words)
+		return fail_errno(f, "prepare", "argument list");
+	words[n++] = "-m";
+	words[n++] = "hpcpod.launcher.prepare";
+	words[n++] = path;
+	words[n++] = l->step.scope;
+	for (int i = 0; i < l->request.option_count; i++)
 		words[n++] = l->request.options[i];
 	words[n++] = l->request.reference;
-	if (python_run(words, f) < 0)
+	result = python_run(words, f);
+	free(words);
+	if (result < 0)
 		return -1;
 	l->stamps.how = "prepared";
 	return read_plan(l, record) ? 0 : fail(f, EXIT_HPCPOD, "record", "%s: not valid right after it was made", path);
 }
 
-static int make_pod(struct launch *l, const char *name, struct fault *f)
+static int make_pod(struct launch *l, const char *name, int lock, struct fault *f)
 {
 	struct record record;
 	char plan[64];
@@ -127,7 +139,7 @@ static int make_pod(struct launch *l, const char *name, struct fault *f)
 		return -1;
 	snprintf(plan, sizeof plan, "plans/%s", l->request.hash);
 	l->stamps.create_start = clock_realtime_ns();
-	result = pod_hold(l->runtime, name, plan, &record, &l->step, f);
+	result = pod_hold(l->runtime, lock, name, plan, &record, &l->step, f);
 	l->stamps.create_end = clock_realtime_ns();
 	record_free(&record);
 	return result;
@@ -154,32 +166,47 @@ static int try_join(struct launch *l, const char *name, struct fault *f)
 	return 0;
 }
 
+/* Said already, by the rank that tried while this one waited. */
+static int end_like_winner(int code, struct fault *f)
+{
+	return fail(f, code, "", "%s", "");
+}
+
+static int make_unless_made(struct launch *l, const char *name, int lock, bool again, struct fault *f)
+{
+	int code = noted_failure(lock, l->stamps.start);
+	struct pod pod;
+	bool held = pod_find(l->runtime, name, &pod) && pod_is_held(&pod);
+
+	pod_forget(&pod);
+	if (held)
+		return 0; /* made since this rank looked */
+	if (code)
+		return end_like_winner(code, f);
+	if (make_pod(l, name, lock, f) == 0)
+		return 0;
+	/* A killed preparation says nothing about the next one; a second killed one does. */
+	if (again || strcmp(f->slug, PREPARE_KILLED) != 0)
+		note_failure(lock, f->code);
+	return -1;
+}
+
 /* One round at the lock: 0 go on and try to join, -1 give up. */
-static int make_or_wait(struct launch *l, const char *name, struct fault *f)
+static int make_or_wait(struct launch *l, const char *name, bool again, struct fault *f)
 {
 	int lock = open_lock(l->runtime, name, f), result = 0, code;
-	struct pod pod;
 
 	if (lock < 0)
 		return -1;
-	switch (take_turn(lock, f)) {
+	switch (take_turn(lock, again, f)) {
 	case MY_TURN:
-		if (pod_find(l->runtime, name, &pod) && pod_is_held(&pod)) {
-			pod_forget(&pod); /* made since this rank looked */
-			break;
-		}
-		pod_forget(&pod);
-		result = make_pod(l, name, f);
-		if (result < 0)
-			note_failure(lock, f->code);
+		result = make_unless_made(l, name, lock, again, f);
 		break;
 	case WAITED:
 		l->stamps.how = "waited";
 		code = noted_failure(lock, l->stamps.start);
-		if (code) {
-			fail(f, code, "", "%s", ""); /* said already, by the rank that tried */
-			result = -1;
-		}
+		if (code)
+			result = end_like_winner(code, f);
 		break;
 	case LOCK_FAILED:
 		result = -1;
@@ -200,7 +227,7 @@ static int enter_shared(struct launch *l, struct fault *f)
 		joined = try_join(l, name, f);
 		if (joined)
 			return joined < 0 ? -1 : 0;
-		if (make_or_wait(l, name, f) < 0)
+		if (make_or_wait(l, name, round > 0, f) < 0)
 			return -1;
 	}
 	return fail(f, EXIT_HPCPOD, "pod", "pod %s: ends each time before it can be joined", name);
@@ -208,7 +235,7 @@ static int enter_shared(struct launch *l, struct fault *f)
 
 static int plan_alone(struct launch *l, struct fault *f)
 {
-	int lock, result = -1;
+	int lock, result;
 
 	if (read_plan(l, &l->record)) {
 		l->stamps.how = "created";
@@ -217,10 +244,11 @@ static int plan_alone(struct launch *l, struct fault *f)
 	lock = open_lock(l->runtime, l->request.hash, f);
 	if (lock < 0)
 		return -1;
-	while (flock(lock, LOCK_EX) < 0)
-		if (errno != EINTR)
-			break;
-	result = get_plan(l, &l->record, f);
+	result = lock_patiently(lock, LOCK_EX);
+	if (result < 0)
+		fail_errno(f, "store-unusable", "lock in %s", runtime_path());
+	else
+		result = get_plan(l, &l->record, f);
 	close(lock);
 	return result;
 }

@@ -37,7 +37,7 @@ static int drop_capabilities(struct fault *f)
 
 static int hex_digit(char c)
 {
-	return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+	return c <= '9' ? c - '0' : c - 'a' + 10;
 }
 
 static int load_filter(const char *hex, struct fault *f)
@@ -47,13 +47,14 @@ static int load_filter(const char *hex, struct fault *f)
 	unsigned char *bytes;
 	int result;
 
-	if (size % sizeof(struct sock_filter) != 0 || count == 0 || count > BPF_MAXINSNS)
+	if (strspn(hex, "0123456789abcdef") != 2 * size || hex[2 * size] || size % sizeof(struct sock_filter) != 0 ||
+	    count == 0 || count > BPF_MAXINSNS)
 		return fail(f, EXIT_HPCPOD, "record", "sealed record: seccomp program of %zu bytes", size);
 	bytes = malloc(size);
 	if (!bytes)
 		return fail_errno(f, "privileges", "seccomp");
 	for (size_t i = 0; i < size; i++)
-		bytes[i] = (unsigned char)(hex_digit(hex[2 * i]) << 4 | hex_digit(hex[2 * i + 1]));
+		bytes[i] = (unsigned char)(hex_digit(hex[2 * i]) * 16 + hex_digit(hex[2 * i + 1]));
 	program.filter = (struct sock_filter *)(void *)bytes;
 	result = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0);
 	free(bytes);

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,42 +52,57 @@ static void run_child(const char *python, const char *const *words)
 
 	while (words[count])
 		count++;
-	argv = calloc(count + 3, sizeof *argv);
+	argv = calloc(count + 5, sizeof *argv);
 	/* Its output is not the program's: what it says goes to stderr, and the rank's stdin stays unread. */
 	if (!argv || null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0)
 		_exit(EXIT_HPCPOD);
 	use_all_cores();
 	argv[0] = python;
 	argv[1] = "-I"; /* a file named hpcpod.py in the current directory must not be imported */
-	memcpy(argv + 2, words, count * sizeof *words);
+	argv[2] = "-X";
+	argv[3] = "utf8"; /* names are bytes: what the locale makes of them must not change them in the record */
+	memcpy(argv + 4, words, count * sizeof *words);
 	execv(python, (char *const *)argv);
 	_exit(EXIT_NOT_FOUND);
+}
+
+static int wait_for(pid_t child, int *status)
+{
+	pid_t ended;
+
+	do
+		ended = waitpid(child, status, 0);
+	while (ended < 0 && errno == EINTR);
+	return ended < 0 ? -1 : 0;
 }
 
 /* Run `python3 -I words…`; what fails there has been said there, so the fault's text stays empty. */
 int python_run(const char *const *words, struct fault *f)
 {
+	struct sigaction plain = {.sa_handler = SIG_DFL}, before;
 	char python[PATH_MAX];
 	pid_t child;
-	int status;
+	int status = 0, waited;
 
 	if (find_python(python, sizeof python, f) < 0)
 		return -1;
+	sigaction(SIGCHLD, &plain, &before); /* where it is ignored, no exit status is kept */
 	child = fork();
 	if (child == 0)
 		run_child(python, words);
-	if (child < 0)
-		return fail_errno(f, "installation", "%s", python);
-	while (waitpid(child, &status, 0) < 0)
-		if (errno != EINTR)
-			return fail_errno(f, "installation", "%s", python);
+	waited = child < 0 ? -1 : wait_for(child, &status);
+	if (waited < 0)
+		fail_errno(f, "installation", "%s", python);
+	sigaction(SIGCHLD, &before, NULL);
+	if (waited < 0)
+		return -1;
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
 		return 0;
 	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_NOT_FOUND)
 		return fail(f, EXIT_HPCPOD, "installation", "%s: cannot be executed", python);
 	if (WIFEXITED(status))
 		return fail(f, WEXITSTATUS(status), "", "%s", "");
-	return fail(f, EXIT_HPCPOD, "prepare", "preparing was ended by signal %d", WTERMSIG(status));
+	return fail(f, EXIT_HPCPOD, PREPARE_KILLED, "preparing was ended by signal %d", WTERMSIG(status));
 }
 
 /* Become `python3 -I -m hpcpod argv…`. */

@@ -29,6 +29,12 @@ int rank_check_mpi(const struct record *record, const struct launch *launch, str
 	unsigned accepted = 0;
 	size_t n = 5;
 
+	if (record_word(record, OP_LAUNCH) && launch->step.ntasks > 1) {
+		fail(f, EXIT_HPCPOD, "usage", "option --ntasks: this is rank %ld of a step of %ld", launch->step.rank,
+		     launch->step.ntasks);
+		fault_hint(f, "the scheduler starts the ranks: srun -n N hpcpod run …");
+		return -1;
+	}
 	for (size_t i = 0; i < record->count; i++) {
 		const struct op *op = &record->ops[i];
 

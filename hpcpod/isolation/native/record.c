@@ -95,8 +95,13 @@ static int parse_ops(struct record *record, struct reader *reader, struct fault 
 		for (unsigned i = 0; i < grammar[kind].words; i++)
 			if (!(op->word[i] = next_word(reader)))
 				return fail(f, EXIT_HPCPOD, "record", "sealed record: %s lacks word %u", name, i + 1);
-		if (kind == OP_END)
-			return reader->next == reader->end ? 0 : fail(f, EXIT_HPCPOD, "record", "sealed record: words after \"end\"");
+		if (kind != OP_END)
+			continue;
+		if (reader->next != reader->end)
+			return fail(f, EXIT_HPCPOD, "record", "sealed record: words after \"end\"");
+		if (!record_word(record, OP_ROOTFS))
+			return fail(f, EXIT_HPCPOD, "record", "sealed record: no rootfs");
+		return 0;
 	}
 }
 

@@ -42,7 +42,8 @@ int rank_stub(char *const *argv, struct fault *f)
 
 	if (!argv[0] || !scope)
 		return fail(f, EXIT_HPCPOD, "usage", "hpcpod --rank is for mpiexec inside a pod");
-	step_recognise(&launch.step);
+	if (step_recognise(&launch.step, f) < 0)
+		return -1;
 	launch.step.launcher = "local";
 	snprintf(launch.step.scope, sizeof launch.step.scope, "%s", scope);
 	launch.step.rank = launch.step.local_rank = first_number(rank_names);
