@@ -83,26 +83,30 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def sweep(parent: str, prefix: str = "") -> None:
-    """Remove directories below parent whose makers are dead."""
-    for name in os.listdir(parent):
-        if name.startswith(prefix):
-            _sweep_one(f"{parent}/{name}", name[len(prefix) :])
+def sweep(parent: str, prefix: str = "") -> int:
+    """Remove directories below parent whose makers are dead; returns how many."""
+    names = [name for name in os.listdir(parent) if name.startswith(prefix)]
+    return sum(_sweep_one(f"{parent}/{name}", name[len(prefix) :]) for name in names)
 
 
-def _sweep_one(path: str, name: str) -> None:
+def _sweep_one(path: str, name: str) -> bool:
     match = _NAME.fullmatch(name)
-    if match is None:
-        return
+    return match is not None and _remove_unlocked(path, match)
+
+
+def _remove_unlocked(path: str, maker: re.Match[str] | None) -> bool:
+    """Remove a directory that no process has locked, and whose maker is dead where that matters."""
     try:
         fd = os.open(path, _DIRECTORY)
     except OSError:
-        return
+        return False
     try:
-        if _lock(fd) and _maker_dead(match, os.fstat(fd)):
-            remove_tree(path)
+        if not _lock(fd) or not (maker is None or _maker_dead(maker, os.fstat(fd))):
+            return False
+        remove_tree(path)
     finally:
         os.close(fd)
+    return True
 
 
 def _maker_dead(match: re.Match[str], status: os.stat_result) -> bool:
@@ -123,16 +127,6 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def sweep_garbage(directory: str) -> None:
-    """Remove what was thrown away and is not being removed by a living process."""
-    for name in os.listdir(directory):
-        path = f"{directory}/{name}"
-        try:
-            fd = os.open(path, _DIRECTORY)
-        except OSError:
-            continue
-        try:
-            if _lock(fd):
-                remove_tree(path)
-        finally:
-            os.close(fd)
+def sweep_garbage(directory: str) -> int:
+    """Remove what was thrown away and no living process is removing; returns how many."""
+    return sum(_remove_unlocked(f"{directory}/{name}", None) for name in os.listdir(directory))

@@ -189,3 +189,13 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
         order = Order(reference, wanted, limits, progress or Silent(), locks)
         image, later = fetch(store, layout, descriptor, order)
     return image, (Phase("resolve", start, resolved), *later), stamps
+
+
+def sweep(directory: str) -> int:
+    """Remove what killed processes left in a store; returns how many things.  Raises OSError."""
+    from hpcpod.images import embryo
+
+    store = Store(directory)
+    if not os.path.isdir(store.tmp):
+        return 0
+    return embryo.sweep(store.tmp) + embryo.sweep_garbage(store.garbage)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unpack an image to a directory of the user's choice, outside the store."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hpcpod.errors import UsageError
+from hpcpod.images.embryo import make_embryo, sweep
+from hpcpod.images.layout import open_layout
+from hpcpod.images.limits import Limits
+from hpcpod.images.reference import Reference
+from hpcpod.images.resolve import find_manifest, read_documents
+from hpcpod.images.unpack import Unpacked, unpack_layers, write_error
+from hpcpod.kernel import rename_new, syncfs
+from hpcpod.log import Progress, shown
+from hpcpod.model import Platform
+
+PREFIX = ".hpcpod-unpack-"
+"""Beginning of the name of a directory in the making, beside its final place."""
+
+
+def unpack_to(
+    reference: Reference, destination: str, platform: Platform, limits: Limits, progress: Progress
+) -> tuple[str, Unpacked]:
+    """Make `destination` the tree of an image, whole or not at all; returns its digest and what came out.
+
+    The tree grows beside its final place under a temporary name, and is renamed when every byte of the image
+    was verified and is on the disk.  Raises UsageError when destination exists.
+    """
+    target = os.path.abspath(destination)
+    parent = os.path.dirname(target)
+    if os.path.lexists(target):
+        raise _exists(target)
+    with open_layout(reference, limits) as layout:
+        descriptor = find_manifest(layout, reference, platform, limits)
+        documents = read_documents(layout, descriptor, platform, limits)
+        with _growing(parent, target) as path:
+            unpacked = unpack_layers(layout, documents, path, limits, progress)
+    return descriptor.digest, unpacked
+
+
+@contextmanager
+def _growing(parent: str, target: str) -> Iterator[str]:
+    """A temporary directory that becomes target if the body ends well, and is removed if not."""
+    try:
+        sweep(parent, PREFIX)
+        embryo = make_embryo(parent, PREFIX)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise UsageError(f"destination {shown(target)}: {shown(parent)} is not a directory") from None
+        raise write_error(error, parent) from None
+    try:
+        yield embryo.path
+        syncfs(embryo.fd)
+        rename_new(embryo.path, target)
+        _sync_directory(parent)
+    except OSError as error:
+        embryo.discard()
+        if error.errno == errno.EEXIST:
+            raise _exists(target) from None
+        raise write_error(error, parent) from None
+    except BaseException:
+        embryo.discard()
+        raise
+    embryo.release()
+
+
+def _exists(target: str) -> UsageError:
+    return UsageError(f"destination {shown(target)}: exists", hint="name a directory that does not exist yet")
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
