@@ -11,6 +11,15 @@ X86_64 = 62
 AARCH64 = 183
 
 
+def _strings(named: Sequence[tuple[int, str]]) -> tuple[bytes, list[tuple[int, int]]]:
+    """The string table, and the dynamic entries that point into it."""
+    table, entries = b"\0", []
+    for tag, text in named:
+        entries.append((tag, len(table)))
+        table += text.encode() + b"\0"
+    return table, entries
+
+
 def elf(  # noqa: PLR0913 - the parts of a dynamic section
     *,
     needed: Sequence[str] = (),
@@ -21,20 +30,12 @@ def elf(  # noqa: PLR0913 - the parts of a dynamic section
     static: bool = False,
 ) -> bytes:
     """A shared object or a program that needs these libraries; static: without a dynamic section."""
-    strings = b"\0"
-    entries: list[tuple[int, int]] = []
-
-    def add(tag: int, text: str) -> None:
-        nonlocal strings
-        entries.append((tag, len(strings)))
-        strings += text.encode() + b"\0"
-
-    for name in needed:
-        add(1, name)
-    if soname:
-        add(14, soname)
-    if runpath:
-        add(29, runpath)
+    named = [
+        *((1, name) for name in needed),
+        *((14, soname),) * bool(soname),
+        *((29, runpath),) * bool(runpath),
+    ]
+    strings, entries = _strings(named)
     base = 64 + 3 * 56
     interp = interpreter.encode() + b"\0" if interpreter else b""
     table = base + len(interp)
@@ -47,11 +48,9 @@ def elf(  # noqa: PLR0913 - the parts of a dynamic section
         segments.append((3, base, base, len(interp)))
     if not static:
         segments.append((2, dynamic, dynamic, 16 * len(entries)))
-    head = struct.pack(
-        "<16sHHIQQQIHHHHHH",
-        b"\x7fELF\x02\x01\x01",
-        *(3, machine, 1, 0, 64, 0, 0, 64, 56, len(segments), 64, 0, 0),
-    )
+    magic = b"\x7fELF\x02\x01\x01"
+    counts = (64, 56, len(segments), 64, 0, 0)
+    head = struct.pack("<16sHHIQQQIHHHHHH", magic, 3, machine, 1, 0, 64, 0, 0, *counts)
     heads = b"".join(
         struct.pack("<IIQQQQQQ", kind, 4, offset, address, address, length, length, 8)
         for kind, offset, address, length in segments
