@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python3 -I -m hpcpod WORD…``: what the C front becomes for every word that it does not carry out itself."""
+"""``python3 -I -m hpcpod WORD…``: what the C front becomes for words that it does not carry out."""
 
 from hpcpod.cli.main import main
 

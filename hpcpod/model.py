@@ -9,13 +9,14 @@ that down as the words which the native executor applies.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
+
+from hpcpod.frozen import frozen
 
 # --------------------------------------------------------------------------- images
 
 
-@dataclass(frozen=True)
+@frozen
 class Platform:
     """What an image was built for: image-spec, image-index.md, ``platform``."""
 
@@ -27,7 +28,7 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
-@dataclass(frozen=True)
+@frozen
 class ImageConfig:
     """The part of an image's configuration that starting it needs (image-spec, config.md)."""
 
@@ -40,7 +41,7 @@ class ImageConfig:
     volumes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class VerifiedImage:
     """An image whose every byte had the digest that was asked for, unpacked in the store.
 
@@ -59,7 +60,7 @@ class VerifiedImage:
     config: ImageConfig
 
 
-@dataclass(frozen=True)
+@frozen
 class FileStamp:
     """Identity of a file at one moment (stat(2)); equal stamps mean that nothing was written since."""
 
@@ -71,7 +72,7 @@ class FileStamp:
     ctime_ns: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Phase:
     """One timed phase of a preparation, CLOCK_REALTIME nanoseconds."""
 
@@ -98,7 +99,7 @@ class MpiFamily(Enum):
     OPENMPI = "openmpi"
 
 
-@dataclass(frozen=True)
+@frozen
 class MpiLibrary:
     """An MPI library found in an image.
 
@@ -118,7 +119,7 @@ class MpiUse(Enum):
     YES = "yes"
 
 
-@dataclass(frozen=True)
+@frozen
 class ProgramMpi:
     """What a program's file tells about its use of MPI.
 
@@ -130,7 +131,7 @@ class ProgramMpi:
     libraries: tuple[MpiLibrary, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Mpiexec:
     """An mpiexec of an image.  path: inside the image.  family: whose it is."""
 
@@ -138,7 +139,7 @@ class Mpiexec:
     path: str
 
 
-@dataclass(frozen=True)
+@frozen
 class StepContext:
     """This process's place in a parallel job, whatever the scheduler.
 
@@ -164,7 +165,7 @@ class StepContext:
 # --------------------------------------------------------------------------- plan
 
 
-@dataclass(frozen=True)
+@frozen
 class Bind:
     """Bind source of the node onto target of the pod, with everything mounted below it.
 
@@ -177,7 +178,7 @@ class Bind:
     optional: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class BindFromEnv:
     """Bind the directory that an environment variable of the rank names, at its own path.
 
@@ -188,7 +189,7 @@ class BindFromEnv:
     variable: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Tmpfs:
     """A memory file system.  mode: permission bits; size: bytes, 0 for the kernel's default (half of RAM)."""
 
@@ -197,7 +198,7 @@ class Tmpfs:
     size: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class GeneratedFile:
     """A read-only file with this text, bound over target."""
 
@@ -208,7 +209,7 @@ class GeneratedFile:
 Mount = Bind | BindFromEnv | Tmpfs | GeneratedFile
 
 
-@dataclass(frozen=True)
+@frozen
 class EnvSet:
     """NAME=VALUE whatever the rank inherits."""
 
@@ -216,7 +217,7 @@ class EnvSet:
     value: str
 
 
-@dataclass(frozen=True)
+@frozen
 class EnvDefault:
     """NAME=VALUE unless the rank inherits NAME."""
 
@@ -224,14 +225,14 @@ class EnvDefault:
     value: str
 
 
-@dataclass(frozen=True)
+@frozen
 class EnvUnset:
     """Remove NAME; a trailing ``*`` removes every name with that prefix."""
 
     pattern: str
 
 
-@dataclass(frozen=True)
+@frozen
 class EnvKeep:
     """Keep the inherited NAME against every EnvUnset pattern."""
 
@@ -241,7 +242,7 @@ class EnvKeep:
 EnvOp = EnvSet | EnvDefault | EnvUnset | EnvKeep
 
 
-@dataclass(frozen=True)
+@frozen
 class PodPlan:
     """What makes a pod: its root, its mounts in order, its memory.
 
@@ -253,7 +254,7 @@ class PodPlan:
     mounts: tuple[Mount, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class RankPlan:
     """What every rank does after it joined the pod.
 
@@ -275,7 +276,7 @@ class RankPlan:
     mpi: str = "auto"
 
 
-@dataclass(frozen=True)
+@frozen
 class NodePlan:
     """All that the native executor needs on one node, and what must still be true for it to be used.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, is_dataclass
 from enum import Enum
+from typing import get_args
 
 import click
 
@@ -14,10 +14,15 @@ from hpcpod.errors import UsageError
 from hpcpod.launcher.options import RUN_OPTIONS
 from hpcpod.launcher.request import parse_request
 from hpcpod.log import shown
-from hpcpod.model import NodePlan
+from hpcpod.model import EnvOp, Mount, NodePlan
 from hpcpod.scheduler_plugins import recognise
 
-_RAW = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
+_OPERATIONS = (*get_args(Mount), *get_args(EnvOp))
+_RAW = {
+    "ignore_unknown_options": True,
+    "allow_interspersed_args": False,
+    "help_option_names": ["-h", "--help"],
+}
 
 
 def _documented(command: click.Command) -> None:
@@ -40,9 +45,7 @@ def _explain(words: tuple[str, ...]) -> None:
     """Raise the UsageError that says why the front could not carry out `run` with these words."""
     _, rest = parse_request(words, os.environ)
     if not rest or rest[0] in ("", "--"):
-        raise UsageError(
-            "run: no image given", hint="hpcpod run [OPTIONS] IMAGE [--] PROGRAM [ARGUMENTS]"
-        )
+        raise UsageError("run: no image given", hint="hpcpod run [OPTIONS] IMAGE [--] PROGRAM [ARGUMENTS]")
     if len(rest) > 1 and rest[1].startswith("-") and rest[1] != "--":
         raise UsageError(
             f"run: {rest[1]} after the image",
@@ -76,9 +79,9 @@ def _plain(value: object) -> object:
         return sorted(str(_plain(item)) for item in value)
     if isinstance(value, bytes):
         return value.hex()
-    if is_dataclass(value) and not isinstance(value, type):
-        kind = {"op": type(value).__name__}
-        return kind | {name: _plain(getattr(value, name)) for name in asdict(value)}
+    if hasattr(value, "__match_args__"):
+        fields = {name: _plain(item) for name, item in vars(value).items()}
+        return {"op": type(value).__name__, **fields} if type(value) in _OPERATIONS else fields
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
@@ -114,7 +117,7 @@ def plan(words: tuple[str, ...]) -> None:
 
     --json prints it for scripts.
     """
-    from hpcpod.launcher.prepare import plan_node  # noqa: PLC0415  the store's code, only when wanted
+    from hpcpod.launcher.prepare import plan_node
 
     as_json = words[:1] == ("--json",)
     request, rest = parse_request(words[1:] if as_json else words, os.environ)

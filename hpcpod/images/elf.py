@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+
+from hpcpod.frozen import frozen
 
 MACHINES = {62: "amd64", 183: "arm64"}
 """EM_X86_64 and EM_AARCH64, in the names that images use."""
@@ -30,7 +31,7 @@ class ElfMalformed(ValueError):
     """The file starts like ELF but breaks its rules, or is of a kind that this program does not run."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Elf:
     """The dynamic linker's view of one file.
 
@@ -45,7 +46,7 @@ class Elf:
     runpath: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class _Segment:
     kind: int
     offset: int

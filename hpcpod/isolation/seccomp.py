@@ -19,7 +19,8 @@ import errno
 import os
 import sys
 import zlib
-from dataclasses import dataclass
+
+from hpcpod.frozen import frozen
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """AUDIT_ARCH_* of linux/audit.h by uname(2)'s machine."""
@@ -33,7 +34,7 @@ INSTRUCTION = 8
 """Bytes of a struct sock_filter."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Condition:
     """Only where argument & mask equals value."""
 
@@ -42,7 +43,7 @@ class Condition:
     value: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Rule:
     """These calls fail with that errno, for a reason.
 

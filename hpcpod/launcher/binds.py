@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of the node is seen in the pod: the fixed mounts, home, the current directory, the user's binds.  Pure.
+"""What of the node is seen in the pod: fixed mounts, home, the current directory, the user's binds.  Pure.
 
 The defaults are those that users of Apptainer know: home, the current directory, /tmp and /var/tmp are the
 node's; the rest is the image's.  /dev, /proc and /sys are the node's too, because fabrics, GPUs and debuggers
@@ -13,7 +13,20 @@ from posixpath import normpath
 from hpcpod.errors import UsageError
 from hpcpod.model import Bind, BindFromEnv, Mount, Tmpfs
 
-_KERNEL_AND_CODE = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr")
+_KERNEL_AND_CODE = (
+    "bin",
+    "boot",
+    "dev",
+    "etc",
+    "lib",
+    "lib32",
+    "lib64",
+    "libx32",
+    "proc",
+    "sbin",
+    "sys",
+    "usr",
+)
 _NEVER_WHOLE = ("", "home", "mnt", "opt", "run", "srv", "tmp", "var")
 
 _OPTIONS = frozenset({"ro", "rw", "optional"})
@@ -37,7 +50,7 @@ def parse_bind(word: str, cwd: str) -> Bind:
 
 
 def shadows_image(path: str) -> bool:
-    """Whether binding this directory of the node at its own path would hide programs or files of the image."""
+    """Whether this directory of the node, bound at its own path, would hide files of the image."""
     parts = path.strip("/").split("/")
     return parts[0] in _KERNEL_AND_CODE or (len(parts) == 1 and parts[0] in _NEVER_WHOLE)
 
@@ -68,7 +81,7 @@ def fixed_mounts(shm_size: int) -> list[Mount]:
 
 
 def user_mounts(home: str | None, cwd: str, binds: tuple[str, ...]) -> list[Mount]:
-    """Home, current directory and the binds asked for.  home: None when it is not wanted or does not exist."""
+    """Home, current directory and the binds asked for.  home: None when not wanted or not there."""
     mounts: list[Mount] = []
     asked = [parse_bind(word, cwd) for word in binds]
     temporary: list[Mount] = [Bind("/tmp", "/tmp"), Bind("/var/tmp", "/var/tmp")]

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 
+from hpcpod.frozen import frozen
 from hpcpod.log import shown
 from hpcpod.log import size as shown_size
 
@@ -27,7 +27,7 @@ class Level(Enum):
     FAIL = "fail"
 
 
-@dataclass(frozen=True)
+@frozen
 class Finding:
     """One thing looked at.  mend: the command or setting that mends it, empty where nothing is wrong."""
 
@@ -37,7 +37,7 @@ class Finding:
     mend: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Place:
     """A directory that hpcpod uses.  problem: why it cannot be used, or empty; free: bytes."""
 
@@ -48,7 +48,7 @@ class Place:
     free: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class NodeFacts:
     """What was read of the node.
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rank's environment: inherited from the node, less what names files of the node, then the image's.  Pure.
+"""The rank's environment: the node's, less what names files of the node, then the image's.  Pure.
 
-Order, the later wins: what the rank inherits · minus LEFT_OUTSIDE · what the image sets · what the launch needs
-(PMI) · ``--env``.
+Order, the later wins: what the rank inherits · minus LEFT_OUTSIDE · what the image sets · what the launch
+needs (PMI) · ``--env``.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def _parse_env(word: str) -> EnvSet | EnvKeep:
     return EnvSet(name, value) if equals else EnvKeep(name)
 
 
-def environment_ops(
-    image: VerifiedImage, launch: Sequence[EnvOp], asked: Sequence[str]
-) -> tuple[EnvOp, ...]:
+def environment_ops(image: VerifiedImage, launch: Sequence[EnvOp], asked: Sequence[str]) -> tuple[EnvOp, ...]:
     """All operations, in order.  asked: the words of ``--env``.  Raises UsageError."""
     parsed = [_parse_env(word) for word in asked]
     kept = {item.name for item in parsed if isinstance(item, EnvKeep)}

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from hpcpod.frozen import frozen
 from hpcpod.model import Phase, StepContext, VerifiedImage
 
 VERSION = 1
@@ -26,7 +26,7 @@ class EventMalformed(ValueError):
     """A line that is no event of this version; says why."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Origin:
     """What all events of one start share.  launcher: ``slurm`` or ``local``; image: as the user wrote it."""
 
@@ -39,7 +39,7 @@ class Origin:
     image: str
 
 
-@dataclass(frozen=True)
+@frozen
 class RankEvent:
     """A rank's start, in CLOCK_REALTIME nanoseconds.
 
@@ -57,7 +57,7 @@ class RankEvent:
     exec_ns: int
 
 
-@dataclass(frozen=True)
+@frozen
 class PrepareEvent:
     """Phases of a preparation that one process of the node did for all.  digest: empty where not known."""
 

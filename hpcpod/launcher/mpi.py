@@ -8,9 +8,9 @@ as a world of size one, and the job ends with status 0 and a wrong result.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from hpcpod.errors import MpiMismatch, UsageError
+from hpcpod.frozen import frozen
 from hpcpod.log import shown
 from hpcpod.model import (
     BindFromEnv,
@@ -124,7 +124,7 @@ def wiring(environment: Mapping[str, str]) -> tuple[EnvOp, ...]:
 # --------------------------------------------------------------------------- ranks without a scheduler
 
 
-@dataclass(frozen=True)
+@frozen
 class LocalLaunch:
     """How the image's mpiexec starts ranks on this node alone.
 

@@ -7,10 +7,10 @@ what it means is decided here, in Python, when the plan is made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from hpcpod.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Option:
     """One option.  metavar: empty for a flag; multiple: may be given more than once."""
 

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From facts to a plan.  Pure: everything it needs to know of the node, the user and the image is handed in."""
+"""From facts to a plan.  Pure: all it needs to know of node, user and image is handed in."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hpcpod.errors import MpiMismatch
+from hpcpod.frozen import frozen
 from hpcpod.launcher import binds, mpi
 from hpcpod.launcher.environment import environment_ops
 from hpcpod.launcher.request import RunRequest
@@ -32,7 +31,7 @@ STUB = "/run/hpcpod/hpcpod"
 STUB_EVENTS = "/run/hpcpod/events"
 
 
-@dataclass(frozen=True)
+@frozen
 class UserFacts:
     """The user as the node knows it.  home: an existing directory, or None.  groups: id and name."""
 
@@ -44,7 +43,7 @@ class UserFacts:
     groups: tuple[tuple[int, str], ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class ImageFacts:
     """What planning needs from inside the image.  passwd, group: text of those files, empty if absent."""
 
@@ -54,7 +53,7 @@ class ImageFacts:
     mpiexec: tuple[Mpiexec, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class NodePaths:
     """Paths of this installation and node: the front executable, the directory of events."""
 
@@ -62,14 +61,24 @@ class NodePaths:
     events: str
 
 
+@frozen
+class Facts:
+    """All that was read for one plan.  guards: files that the plan stands on; seccomp: the BPF program."""
+
+    user: UserFacts
+    inside: ImageFacts
+    context: StepContext
+    paths: NodePaths
+    guards: tuple[FileStamp, ...]
+    seccomp: bytes
+
+
 def merge_passwd(image: str, user: UserFacts) -> str:
     """The image's passwd with the user's own line (passwd(5)); lines of the same name or id give way."""
     kept = [
         line
         for line in image.splitlines()
-        if line.count(":") == 6
-        and line.split(":")[0] != user.name
-        and line.split(":")[2] != str(user.uid)
+        if line.count(":") == 6 and line.split(":")[0] != user.name and line.split(":")[2] != str(user.uid)
     ]
     mine = f"{user.name}:x:{user.uid}:{user.gid}:{user.name}:{user.home or '/'}:{user.shell}"
     return "\n".join([*kept, mine, ""])
@@ -103,17 +112,17 @@ def _local_launch(
     return (*launch.words, STUB, "--rank"), (*launch.environment, ntasks)
 
 
-def _mounts(request: RunRequest, user: UserFacts, facts: ImageFacts, paths: NodePaths, cwd: str) -> list[Mount]:
-    home = user.home if request.home else None
+def _mounts(request: RunRequest, facts: Facts) -> list[Mount]:
+    home = facts.user.home if request.home else None
     mounts = binds.fixed_mounts(request.shm_size)
     mounts += binds.step_mounts()
-    mounts += binds.user_mounts(home, cwd, request.binds)
+    mounts += binds.user_mounts(home, facts.context.cwd, request.binds)
     mounts += [
-        GeneratedFile("/etc/passwd", merge_passwd(facts.passwd, user)),
-        GeneratedFile("/etc/group", merge_group(facts.group, user)),
+        GeneratedFile("/etc/passwd", merge_passwd(facts.inside.passwd, facts.user)),
+        GeneratedFile("/etc/group", merge_group(facts.inside.group, facts.user)),
     ]
     if request.ntasks is not None:
-        mounts += [Bind(paths.front, STUB, read_only=True), Bind(paths.events, STUB_EVENTS)]
+        mounts += [Bind(facts.paths.front, STUB, read_only=True), Bind(facts.paths.events, STUB_EVENTS)]
     return mounts
 
 
@@ -124,34 +133,21 @@ def _workdirs(request: RunRequest, image: VerifiedImage) -> tuple[str, ...]:
     return (".", image.config.workdir, "/") if image.config.workdir else (".", "/")
 
 
-def make_plan(
-    request: RunRequest,
-    image: VerifiedImage,
-    facts: ImageFacts,
-    user: UserFacts,
-    context: StepContext,
-    paths: NodePaths,
-    guards: tuple[FileStamp, ...],
-    seccomp: bytes,
-) -> NodePlan:
+def make_plan(request: RunRequest, image: VerifiedImage, facts: Facts) -> NodePlan:
     """The plan of this request on this node.  Raises UsageError, MpiMismatch."""
-    words, launch_env = _local_launch(request, image, facts, user.uid)
-    wiring = mpi.wiring(context.environment)
-    accepted = mpi.accepted(facts.mpi, request.mpi, ProgramMpi(MpiUse.MAYBE))
+    words, launch_env = _local_launch(request, image, facts.inside, facts.user.uid)
+    wiring = mpi.wiring(facts.context.environment)
+    accepted = mpi.accepted(facts.inside.mpi, request.mpi, ProgramMpi(MpiUse.MAYBE))
     return NodePlan(
         image=image,
-        guards=guards,
-        pod=PodPlan(
-            rootfs=image.rootfs,
-            writable=request.writable,
-            mounts=tuple(_mounts(request, user, facts, paths, context.cwd)),
-        ),
+        guards=facts.guards,
+        pod=PodPlan(image.rootfs, request.writable, tuple(_mounts(request, facts))),
         rank=RankPlan(
             environment=environment_ops(image, (*wiring, *launch_env), request.env),
             workdirs=_workdirs(request, image),
             command=(*image.config.entrypoint, *image.config.cmd),
             launch=words,
-            seccomp=seccomp,
+            seccomp=facts.seccomp,
             accepted=None if request.ntasks is not None else accepted,
             preserve_fds=request.preserve_fds,
             mpi=request.mpi,

@@ -7,6 +7,7 @@ the node wait for it, so nothing is imported here that the shortest way (image i
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -18,9 +19,10 @@ from hpcpod.images import store
 from hpcpod.images.platforms import parse_platform
 from hpcpod.isolation import seccomp
 from hpcpod.launcher import events, facts, sweep
-from hpcpod.launcher.plan import make_plan
+from hpcpod.launcher.plan import Facts, make_plan
 from hpcpod.launcher.record import record_bytes
 from hpcpod.launcher.request import RunRequest, parse_request
+from hpcpod.log import StderrProgress
 from hpcpod.model import NodePlan, Phase, StepContext
 from hpcpod.scheduler_plugins import recognise
 
@@ -37,19 +39,22 @@ def plan_node(
         )
     runtime = config.runtime_directory(environment, uid)
     image, phases, guards = store.ensure(
-        reference, environment=environment, uid=uid, platform=parse_platform(request.platform) if request.platform else None
+        reference,
+        environment=environment,
+        uid=uid,
+        platform=parse_platform(request.platform) if request.platform else None,
+        progress=StderrProgress(),
     )
     start = time.time_ns()
-    plan = make_plan(
-        request,
-        image,
-        facts.image_facts(image, local_launch=request.ntasks is not None),
-        facts.user_facts(environment),
-        context,
-        facts.node_paths(runtime),
-        guards,
-        seccomp.default_filter(runtime) if request.seccomp else b"",
+    known = Facts(
+        user=facts.user_facts(environment),
+        inside=facts.image_facts(image, local_launch=request.ntasks is not None),
+        context=context,
+        paths=facts.node_paths(runtime),
+        guards=guards,
+        seccomp=seccomp.default_filter(runtime) if request.seccomp else b"",
     )
+    plan = make_plan(request, image, known)
     return plan, (*phases, Phase("plan", start, time.time_ns()))
 
 
@@ -61,7 +66,7 @@ def write_record(path: str, content: bytes) -> None:
             file.write(content)
         os.rename(temporary, path)
     except OSError as error:
-        kind = StoreFull if error.errno in (28, 122) else StoreUnusable
+        kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnusable
         raise kind(f"plan {path}: {error.strerror}", hint="HPCPOD_RUNTIME names another directory") from error
 
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from hpcpod.frozen import frozen
 from hpcpod.launcher.events import Event, Origin, PrepareEvent, RankEvent
 
 PREPARE_ORDER = ("resolve", "verify", "unpack", "plan", "create")
@@ -23,7 +23,7 @@ ENTER, EXEC, TOTAL = "enter", "exec", "start to exec"
 RANK_ORDER = (*GOT_POD.values(), ENTER, EXEC, TOTAL)
 
 
-@dataclass(frozen=True)
+@frozen
 class Sample:
     """One measured duration and whose it is.  rank: None for a phase that a node does once."""
 
@@ -32,7 +32,7 @@ class Sample:
     rank: int | None
 
 
-@dataclass(frozen=True)
+@frozen
 class PhaseFigures:
     """Distribution of one phase.  A percentile is a sample, by nearest rank."""
 
@@ -44,7 +44,7 @@ class PhaseFigures:
     slowest: Sample
 
 
-@dataclass(frozen=True)
+@frozen
 class Report:
     """One scope's start.
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from hpcpod.config import runtime_directory
 from hpcpod.errors import ReportEmpty, UsageError
+from hpcpod.frozen import frozen
 from hpcpod.launcher.events import Event, EventMalformed, directory, parse_line
 from hpcpod.log import shown
 
@@ -18,7 +18,7 @@ LOCAL = ("local.old.jsonl", "local.jsonl")
 """Runs outside a scheduler share these two files (native/events.c)."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Line:
     """One line of a file, without its end.  where: FILE:NUMBER."""
 

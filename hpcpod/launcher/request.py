@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from hpcpod.errors import UsageError
+from hpcpod.frozen import frozen
 from hpcpod.launcher.options import RUN_OPTIONS, Option
 
 REQUEST_VARIABLES: tuple[str, ...] = (
@@ -28,7 +28,7 @@ _BY_SHORT = {option.short: option for option in RUN_OPTIONS if option.short}
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-@dataclass(frozen=True)
+@frozen
 class RunRequest:
     """What the user asked for.
 

@@ -2,8 +2,8 @@
 """Removing from the run-time directory what its makers can no longer remove: they were killed.
 
 Everything here lies in the user's own directory on this node, and is told apart by a sign of life that the
-kernel takes away with the process: a FIFO without a reader (pods), a pid that is gone (half-made pods), a lock
-that can be had (locks).  Another job's live pod therefore never goes.
+kernel takes away with the process: a FIFO without a reader (pods), a pid that is gone (half-made pods), a
+lock that can be had (locks).  Another job's live pod therefore never goes.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from hpcpod.frozen import frozen
 from hpcpod.model import PmiKind
 from hpcpod.scheduler_plugins.numbers import malformed, number
 
@@ -29,7 +29,7 @@ def served(environment: Mapping[str, str]) -> frozenset[PmiKind]:
     return frozenset(kinds)
 
 
-@dataclass(frozen=True)
+@frozen
 class Numbering:
     """A rank's numbers as its mpiexec gives them."""
 
