@@ -19,7 +19,8 @@ from bench.account import BenchError, last_line
 from bench.machine import facts, load, versions
 from bench.programs import build, demo_image, installed_hpcpod
 from bench.result import Result, Row, write_result
-from bench.samples import milliseconds, summarise, text_table
+from bench.samples import text_table
+from bench.slurm.tables import table
 from tests.testbed.cluster import Cluster, ClusterError
 
 SRUN = ("srun", "-N2", "-n4", "--mpi=pmi2")
@@ -121,18 +122,6 @@ def _rows(every: Sequence[Case], launches: Mapping[str, Sequence[Launch]]) -> li
         )
         for case in every
     ]
-
-
-def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines; `extra` is the difference of the medians of the last rank to plain srun's."""
-    plain = next(summarise(row.wall_us["last"]).median for row in rows if row.key == "plain")
-    lines = []
-    for row in rows:
-        first, last = summarise(row.wall_us["first"]), summarise(row.wall_us["last"])
-        numbers = (first.median, last.median, last.p95, last.minimum, last.maximum)
-        extra = "" if row.key == "plain" else f"{(last.median - plain) / 1000:+.0f}"
-        lines.append([row.name, *(milliseconds(value / 1000) for value in numbers), extra, str(last.count)])
-    return ["", "first rank ms", "last rank ms", "p95", "min", "max", "extra ms", "launches"], lines
 
 
 def terminal(result: Result) -> str:

@@ -23,9 +23,10 @@ from bench.account import Account, BenchError, last_line, measuring_account
 from bench.machine import facts, file_system_of, load, versions
 from bench.programs import demo_image, installed_hpcpod
 from bench.result import Refusal, Result, Row, write_result
-from bench.samples import summarise, text_table
+from bench.samples import text_table
 from bench.startup.contenders import tool
 from bench.unpack.layout import layers, split, warm
+from bench.unpack.tables import table
 from tests.testbed.build import copy_image, open_to_all
 
 FEWEST, MOST = 3, 8
@@ -178,21 +179,6 @@ def _row(unpacker: Unpacker, samples: Sequence[Sample]) -> Row:
         cpu_us={"all": [sample.cpu for sample in samples]},
         peak_kib={"all": [sample.peak for sample in samples]},
     )
-
-
-def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines for one place; the ratio is to umoci."""
-    peer = next(summarise(row.wall_us["all"]).median for row in rows if row.key == "umoci-gzip")
-    lines = []
-    for row in sorted(rows, key=lambda row: summarise(row.wall_us["all"]).median):
-        wall = summarise(row.wall_us["all"])
-        cpu = summarise(row.cpu_us["all"]).median / 1e6
-        peak = summarise((row.peak_kib or {})["all"]).median / 1024
-        shown = [f"{value / 1e6:.2f}" for value in (wall.median, wall.minimum, wall.maximum)]
-        lines.append(
-            [row.name, *shown, f"{wall.median / peer:.2f}", f"{cpu:.2f}", f"{peak:.0f}", str(wall.count)]
-        )
-    return ["", "median s", "min", "max", "to umoci", "CPU s", "peak MiB", "runs"], lines
 
 
 def terminal(result: Result) -> str:

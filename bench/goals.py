@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What hpcpod sets out to reach, and whether these results show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bench.result import Result, Row
+from bench.samples import milliseconds, summarise
+
+JOIN_OVER_FLOOR = 1.5
+SRUN_EXTRA_MS = 60.0
+PEERS = ("bwrap", "bwrap-lean", "ch-run", "crun")
+COUNTS = ("1", "16", "64")
+
+
+def _median(rows: Sequence[Row], key: str, case: str) -> float | None:
+    values = next((row.wall_us.get(case) for row in rows if row.key == key), None)
+    return summarise(values).median / 1000 if values else None
+
+
+def _line(goal: str, seen: str, met: bool | None) -> list[str]:
+    return [goal, seen, "not measured" if met is None else "yes" if met else "**no**"]
+
+
+def _join(rows: Sequence[Row]) -> list[list[str]]:
+    ours, floor = _median(rows, "hpcpod-join", "64"), _median(rows, "floor-join", "64")
+    goal = (
+        f"entering a ready pod: at most {JOIN_OVER_FLOOR:g} times the bare C floor of the same joins at N=64"
+    )
+    if ours is None or floor is None:
+        lines = [_line(goal, "-", None)]
+    else:
+        seen = f"{milliseconds(ours)} ms to {milliseconds(floor)} ms: {ours / floor:.2f}"
+        lines = [_line(goal, seen, ours / floor <= JOIN_OVER_FLOOR)]
+    goal = "entering a ready pod: faster than a fresh start of every peer at N=1, 16, 64"
+    best = {count: _best(rows, count) for count in COUNTS}
+    own = {count: _median(rows, "hpcpod-join", count) for count in COUNTS}
+    pairs = [(own[count], best[count]) for count in COUNTS]
+    texts, met = [], True
+    for mine, theirs in pairs:
+        if mine is None or theirs is None:
+            return [*lines, _line(goal, "-", None)]
+        texts.append(f"{milliseconds(mine)} to {milliseconds(theirs)}")
+        met = met and mine < theirs
+    return [*lines, _line(goal, f"{', '.join(texts)} ms (the fastest peer)", met)]
+
+
+def _best(rows: Sequence[Row], count: str) -> float | None:
+    values = [value for key in PEERS if (value := _median(rows, key, count)) is not None]
+    return min(values, default=None)
+
+
+def _fresh(rows: Sequence[Row]) -> list[list[str]]:
+    goal = "fresh `hpcpod run`, image unpacked and plan cached: not slower than bubblewrap (the same mounts)"
+    texts, met = [], True
+    for count in COUNTS:
+        mine, theirs = _median(rows, "hpcpod-fresh", count), _median(rows, "bwrap", count)
+        if mine is None or theirs is None:
+            return [_line(goal, "-", None)]
+        texts.append(f"{milliseconds(mine)} to {milliseconds(theirs)}")
+        met = met and mine <= theirs
+    return [_line(goal, f"{', '.join(texts)} ms", met)]
+
+
+def _unpack(parts: Mapping[str, Sequence[Row]]) -> list[list[str]]:
+    lines = []
+    for place, rows in parts.items():
+        goal = f"unpacking, verified: at least as fast as `umoci unpack --rootless`, onto {place}"
+        mine, theirs = _median(rows, "hpcpod-gzip", "all"), _median(rows, "umoci-gzip", "all")
+        if mine is None or theirs is None:
+            lines.append(_line(goal, "-", None))
+            continue
+        root = _median(rows, "umoci-root", "all")
+        beside = "" if root is None else f" (umoci as root: {root / 1000:.2f} s)"
+        seen = f"{mine / 1000:.2f} s to {theirs / 1000:.2f} s{beside}"
+        lines.append(_line(goal, seen, mine <= theirs))
+    return lines
+
+
+def _slurm(rows: Sequence[Row]) -> list[list[str]]:
+    plain = _median(rows, "plain", "last")
+    lines = []
+    for key, what in (("prepare", "the first rank plans in Python"), ("cached", "the plan is cached")):
+        mine = _median(rows, key, "last")
+        goal = f"`srun -N2 -n4 hpcpod run`, image ready, {what}: at most {SRUN_EXTRA_MS:g} ms more"
+        if mine is None or plain is None:
+            lines.append(_line(goal, "-", None))
+        else:
+            seen = f"{milliseconds(mine)} ms to {milliseconds(plain)} ms: {mine - plain:+.0f} ms"
+            lines.append(_line(goal, seen, mine - plain <= SRUN_EXTRA_MS))
+    return lines
+
+
+def lines(results: Mapping[str, Result]) -> list[list[str]]:
+    """Goal, what was seen, whether it is met."""
+    found: list[list[str]] = []
+    if "startup" in results:
+        rows = results["startup"].parts["dynamic"]
+        found += [*_join(rows), *_fresh(rows)]
+    if "unpack" in results:
+        found += _unpack(results["unpack"].parts)
+    if "slurm" in results:
+        found += _slurm(results["slurm"].parts["srun"])
+    return found
