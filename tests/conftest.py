@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
@@ -22,6 +23,10 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from tests import needs  # noqa: E402
+
+# No deadline for one example: it would fail on a busy machine and mean nothing.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 
 TIERS = ("lint", "unit", "native", "integration", "cluster")
 """Directories of tests/, cheapest first: in this order they run."""
