@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hpcpod.frozen import replace
 from hpcpod.launcher.doctor import Finding, Level, NodeFacts, Place, findings
 from hpcpod.launcher.node_facts import parse_mpi_list, read_sysctls
 
