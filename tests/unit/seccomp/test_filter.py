@@ -157,3 +157,12 @@ def test_the_default_is_compiled_once(tmp_path: Path) -> None:
 def test_an_unknown_machine_is_an_error() -> None:
     with pytest.raises(KeyError):
         seccomp.compile_default("riscv64")
+
+
+def test_the_reference_lists_every_rule() -> None:
+    page = Path(__file__).resolve().parents[3] / "docs" / "reference" / "seccomp.md"
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| `")]
+    assert len(rows) == len(seccomp.RULES)
+    for row, rule in zip(rows, seccomp.RULES, strict=True):
+        assert row.endswith(f"| {errno.errorcode[rule.errno]} | {rule.reason} |")
+        assert [word for word in row.split("`")[1::2] if word.islower()] == list(rule.calls)
