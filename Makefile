@@ -34,10 +34,10 @@ lint: ## style, types, import rules, sizes, documentation
 	@$(SETUP) venv
 	@$(python) -P -m pytest tests/lint $(PYTEST_ARGS)
 
-bench: ## start-up times against bubblewrap, crun and Charliecloud; results in build/bench
+bench: ## against bubblewrap, crun, Charliecloud and umoci; results in build/bench (BENCH_ARGS=--quick: a first look)
 	@$(SETUP) packages build demo bench
 	@$(SETUP) venv
-	@$(python) -m bench.startup $(BENCH_ARGS)
+	@$(python) -m bench $(BENCH_ARGS)
 
 clean: ## removes everything that the other targets made here (not the system packages)
 	@$(SETUP) clean
