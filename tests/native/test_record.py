@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reader of sealed records: what it takes, what it refuses, and that nothing makes it read astray."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.native.conftest import HERE, NATIVE, Compile
+from tests.native.records import FULL, words
+
+Call = Callable[..., subprocess.CompletedProcess[bytes]]
+
+pytestmark = pytest.mark.needs("sanitizers")
+
+HEAD = ("hpcpod-record", "1")
+ROOT = ("rootfs", "/", "1", "2")
+
+
+def test_a_record_with_every_operation_is_read(call: Call) -> None:
+    done = call("parse", record=FULL)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(rb"\d+ operations, rootfs /, current [01]\n", done.stdout)
+
+
+def test_the_full_record_has_every_operation_of_the_grammar() -> None:
+    names = set(re.findall(r'\[OP_[A-Z_]+\] = \{"([a-z-]+)"', (NATIVE / "record.c").read_text()))
+    assert names and names <= {os.fsdecode(word) for word in FULL.split(b"\0")}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (b"", "not of version 1"),
+        (words("hpcpod-record"), "not of version 1"),
+        (words("hpcpod-record", "2", *ROOT, "end"), "not of version 1"),
+        (words("hpcpod-recor", "1", *ROOT, "end"), "not of version 1"),
+        (words(*HEAD), "without"),
+        (words(*HEAD, *ROOT), "without"),
+        (words(*HEAD, *ROOT, "end")[:-1], "without"),
+        (words(*HEAD, "end"), "no rootfs"),
+        (words(*HEAD, *ROOT, "mount", "end"), "unknown operation mount"),
+        (words(*HEAD, *ROOT, "BIND", "/", "/", "", "end"), "unknown operation BIND"),
+        (words(*HEAD, *ROOT, "", "end"), "unknown operation"),
+        (words(*HEAD, *ROOT, "bind", "/"), "bind lacks word 2"),
+        (words(*HEAD, *ROOT, "end", "end"), 'words after "end"'),
+        (words(*HEAD, *ROOT, "end") + b"x", 'words after "end"'),
+    ],
+)
+def test_half_a_record_and_a_strange_one_are_refused(call: Call, record: bytes, expected: str) -> None:
+    done = call("parse", record=record)
+    assert done.returncode == 125
+    assert expected in done.stderr.decode() and done.stderr.decode().endswith("[record]\n")
+
+
+def test_control_characters_of_a_record_do_not_reach_the_terminal(call: Call) -> None:
+    done = call("parse", record=words(*HEAD, *ROOT, "\x1b[2J\nx\x7f", "end"))
+    assert done.stderr == rb"hpcpod: sealed record: unknown operation \x1b[2J\x0ax\x7f [record]" + b"\n"
+
+
+def test_no_truncation_is_accepted(call: Call) -> None:
+    done = call("truncations", record=FULL)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("seed", ["1", "20250101"])
+def test_mutations_are_read_within_their_bounds(call: Call, seed: str) -> None:
+    done = call("mutations", seed, "10000", record=FULL)
+    assert done.returncode == 0
+    assert re.fullmatch(rb"\d+ of 10000 mutations accepted\n", done.stdout)
+
+
+@pytest.mark.needs("fuzzer")
+def test_the_fuzzer_finds_nothing(compiled: Compile, tmp_path: Path) -> None:
+    program = compiled(["clang", "-fsanitize=fuzzer,address,undefined"], HERE / "fuzz_record.c")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "full").write_bytes(FULL)
+    done = subprocess.run(
+        [program, "-runs=20000", "-seed=1", "-max_len=4096", "-verbosity=0", corpus],
+        capture_output=True, text=True, check=False, timeout=200, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
