@@ -16,7 +16,7 @@ VERSIONS: Mapping[str, Sequence[str]] = {
     "Charliecloud": ("ch-run", "--version"),
     "crun": ("crun", "--version"),
     "umoci": ("umoci", "--version"),
-    "Slurm": ("srun", "--version"),
+    "Slurm": ("slurmd", "-V"),
     "util-linux": ("nsenter", "--version"),
 }
 

@@ -86,7 +86,7 @@ def startup_section(result: Result) -> list[str]:
         "",
     ]
     for name, rows in result.parts.items():
-        parts += [f"### {startup_tables.TITLES[name].capitalize()}", ""]
+        parts += [f"### {startup_tables.TITLES[name]}", ""]
         parts += [markdown_table(*startup_tables.table(rows)), ""]
     parts += ["### The rows", "", about_lines(result.parts["dynamic"]), ""]
     parts += [f"- not measured: {refusal.name}: {refusal.reason}" for refusal in result.refused]

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,27 +70,46 @@ def standard_mounts(root: Path) -> list[tuple[str, str, str]]:
     return [mount for mount in wanted if (root / mount[2].lstrip("/")).exists() or mount[0] == "tmpfs"]
 
 
+@dataclass(frozen=True)
+class Holder:
+    """A process that keeps a pod.  end: what stops it, where killing it would leave its child behind; then:
+    called when it is gone."""
+
+    process: subprocess.Popen[str]
+    end: Callable[[], object] | None
+    then: Callable[[], object] | None
+
+    def stop(self) -> None:
+        """Stop and reap it."""
+        if self.end:
+            self.end()
+        else:
+            self.process.kill()
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+        if self.then:
+            self.then()
+
+
 class Holders:
-    """Processes that keep a pod for the joins; stop() ends them."""
+    """The processes that keep pods for the joins; stop() ends them."""
 
     def __init__(self) -> None:
-        self._running: list[subprocess.Popen[str]] = []
-        self._ends: list[Callable[[], object] | None] = []
+        self._running: list[Holder] = []
 
     def start(
         self,
         account: Account,
         command: Sequence[str],
+        *,
         env: Mapping[str, str] | None = None,
         end: Callable[[], object] | None = None,
+        then: Callable[[], object] | None = None,
     ) -> str:
-        """Start one and return the first line that it prints when it is ready.
-
-        end: what stops it, where killing the process would leave its child behind.
-        """
+        """Start one and return the first line that it prints when it is ready.  Raises BenchError."""
         process = account.start(command, env=env)
-        self._running.append(process)
-        self._ends.append(end)
+        self._running.append(Holder(process, end, then))
         assert process.stdout is not None
         line = process.stdout.readline().strip()
         if not line:
@@ -95,17 +117,9 @@ class Holders:
         return line
 
     def stop(self) -> None:
-        """Kill and reap them all."""
-        for process, end in zip(self._running, self._ends, strict=True):
-            if end:
-                end()
-            else:
-                process.kill()
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
-        self._running.clear()
-        self._ends.clear()
+        """Stop and reap them all."""
+        while self._running:
+            self._running.pop().stop()
 
 
 def tool(name: str) -> str:
@@ -256,22 +270,30 @@ def step_environment(step: int, tasks: int) -> dict[str, str]:
 
 
 RANK_VARIABLES = ("SLURM_PROCID", "SLURM_LOCALID")
+STEPS = itertools.count(1)
+"""No two steps of a run have the same number."""
 MANY = 1_000_000
 """Tasks of the step whose pod stays for the joins: the pod ends when all of them have been there."""
+
+
+def end_pods(runtime: Path) -> None:
+    """Ask those who hold pods to end with the last member; they would linger for a minute."""
+    for link in runtime.glob("pods/*/holder"):
+        with contextlib.suppress(OSError):
+            os.kill(int(link.readlink().name), signal.SIGTERM)
 
 
 def hpcpod(stage: Stage, front: Path, reference: str, holders: Holders) -> list[Contender]:
     """Joining a pod that is held, a new pod of a new step, a lone run, and runs that start Python."""
     run = [str(front), "run", "--mpi=none", reference, "--"]
-    steps = itertools.count(2)
-    cold = itertools.count()
-    held = step_environment(1, MANY)
-    holders.start(stage.account, [*run, "/bin/sh", "-c", "echo ready; exec sleep infinity"], env=held)
-    stage.account.checked([*run, *stage.payload])  # makes the plan that the fresh rows find
+    held = step_environment(next(STEPS), MANY)
     runtime = Path(stage.account.environment["HPCPOD_RUNTIME"])
+    member = [*run, "/bin/sh", "-c", "echo ready; exec sleep infinity"]
+    holders.start(stage.account, member, env=held, then=lambda: end_pods(runtime))
+    stage.account.checked([*run, *stage.payload])  # makes the plan that the fresh rows find
 
     def new_runtime(count: int) -> dict[str, str]:
-        return {"HPCPOD_RUNTIME": f"{runtime}-cold{next(cold)}"}
+        return {"HPCPOD_RUNTIME": f"{runtime}-cold{next(STEPS)}"}
 
     return [
         Contender(
@@ -285,7 +307,7 @@ def hpcpod(stage: Stage, front: Path, reference: str, holders: Holders) -> list[
         Contender(
             "hpcpod-step", "hpcpod run: new step", "step",
             "the first makes the step's pod from the cached plan, the others join", [*run, *stage.payload],
-            lambda count: step_environment(next(steps), count), RANK_VARIABLES,
+            lambda count: step_environment(next(STEPS), count), RANK_VARIABLES,
         ),
         Contender(
             "hpcpod-cold", "hpcpod run: no plan yet", "cold",

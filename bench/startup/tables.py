@@ -14,7 +14,10 @@ ORDER = (
     "host", "floor-join", "hpcpod-join", "nsenter", "ch-run-join", "crun-exec", "hpcpod-step",
     "floor-fresh", "hpcpod-fresh", "bwrap-lean", "bwrap", "ch-run", "crun", "hpcpod-cold",
 )  # fmt: skip
-TITLES = {"dynamic": "payload: /bin/true of the image (dynamic)", "static": "payload: a static C program"}
+TITLES = {
+    "dynamic": "Payload: /bin/true of the image (dynamic)",
+    "static": "Payload: a static C program that ends at once",
+}
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
