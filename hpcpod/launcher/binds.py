@@ -32,21 +32,27 @@ _NEVER_WHOLE = ("", "home", "mnt", "opt", "run", "srv", "tmp", "var")
 _OPTIONS = frozenset({"ro", "rw", "optional"})
 
 
+def _clean(path: str) -> str:
+    """The absolute path without ``.``, ``..`` and needless slashes; normpath keeps two in front."""
+    return "/" + normpath(path).lstrip("/")
+
+
 def parse_bind(word: str, cwd: str) -> Bind:
     """``SRC[:DST[:OPTS]]`` as Apptainer and Podman write it; SRC relative to cwd.  Raises UsageError."""
     parts = word.split(":")
     if not 1 <= len(parts) <= 3 or not parts[0]:
         raise UsageError(f"option --bind {word}: not of the form SRC[:DST[:OPTS]]")
-    source = normpath(f"{cwd}/{parts[0]}" if not parts[0].startswith("/") else parts[0])
+    source = _clean(f"{cwd}/{parts[0]}" if not parts[0].startswith("/") else parts[0])
     target = parts[1] if len(parts) > 1 and parts[1] else source
     if not target.startswith("/"):
         raise UsageError(f"option --bind {word}: the target {target} is not an absolute path")
-    if normpath(target) == "/":
+    target = _clean(target)
+    if target == "/":
         raise UsageError(f"option --bind {word}: the pod's root cannot be a target")
     options = set(parts[2].split(",")) if len(parts) == 3 else set()
     if options - _OPTIONS or {"ro", "rw"} <= options:
         raise UsageError(f"option --bind {word}: options {parts[2]}", hint="any of: ro or rw, optional")
-    return Bind(source, normpath(target), read_only="ro" in options, optional="optional" in options)
+    return Bind(source, target, read_only="ro" in options, optional="optional" in options)
 
 
 def shadows_image(path: str) -> bool:

@@ -32,7 +32,9 @@ def user_facts(environment: Mapping[str, str]) -> UserFacts:
         entry = pwd.getpwuid(uid)
         name, home, shell = entry.pw_name, entry.pw_dir, entry.pw_shell
     except KeyError:
-        name, home, shell = environment.get("USER") or f"u{uid}", "", "/bin/sh"
+        name, home, shell = environment.get("USER", ""), "", "/bin/sh"
+        if not name or set(name) & set(":\n"):  # it becomes a field of a passwd file
+            name = f"u{uid}"
     home = environment.get("HOME") or home
     groups = dict.fromkeys([gid, *os.getgroups()])
     return UserFacts(

@@ -77,10 +77,11 @@ def merge_passwd(image: str, user: UserFacts) -> str:
     """The image's passwd with the user's own line (passwd(5)); lines of the same name or id give way."""
     kept = [
         line
-        for line in image.splitlines()
+        for line in image.split("\n")
         if line.count(":") == 6 and line.split(":")[0] != user.name and line.split(":")[2] != str(user.uid)
     ]
-    mine = f"{user.name}:x:{user.uid}:{user.gid}:{user.name}:{user.home or '/'}:{user.shell}"
+    home = user.home if user.home and not set(":\n") & set(user.home) else "/"
+    mine = f"{user.name}:x:{user.uid}:{user.gid}:{user.name}:{home}:{user.shell}"
     return "\n".join([*kept, mine, ""])
 
 
@@ -90,7 +91,7 @@ def merge_group(image: str, user: UserFacts) -> str:
     numbers = {str(gid) for gid, _ in user.groups}
     kept = [
         line
-        for line in image.splitlines()
+        for line in image.split("\n")
         if line.count(":") == 3 and line.split(":")[0] not in names and line.split(":")[2] not in numbers
     ]
     return "\n".join([*kept, *(f"{name}:x:{gid}:{user.name}" for gid, name in user.groups), ""])

@@ -62,7 +62,10 @@ def write_record(path: str, content: bytes) -> None:
     """Put the record where the front looks, whole or not at all.  Raises StoreUnusable, StoreFull."""
     temporary = f"{path}.{os.getpid()}"
     try:
-        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        # Not exclusively: a killed process that had the same pid may have left one.
+        with open(
+            temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)
+        ) as file:
             file.write(content)
         os.rename(temporary, path)
     except OSError as error:

@@ -25,6 +25,7 @@ MPI_MODES = ("auto", "pmi2", "pmix", "none")
 
 _BY_NAME = {option.name: option for option in RUN_OPTIONS}
 _BY_SHORT = {option.short: option for option in RUN_OPTIONS if option.short}
+_DIGITS_MAX = 12
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -50,12 +51,17 @@ class RunRequest:
     debug: bool = False
 
 
+def _is_number(text: str) -> bool:
+    """Whether these are decimal digits, not too many for the kernel."""
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX
+
+
 def parse_size(text: str, what: str) -> int:
     """Bytes in a size such as 64M or 2g (powers of 1024).  Raises UsageError."""
     digits = text.rstrip("bB")
     unit = digits[-1:].lower() if digits and not digits[-1].isdigit() else ""
     number = digits[: len(digits) - len(unit)]
-    if unit not in _UNITS or not (number.isascii() and number.isdigit()):
+    if unit not in _UNITS or not _is_number(number):
         raise UsageError(f"{what} {text}: not a size", hint="a number with K, M, G or T, such as 512M")
     return int(number) * _UNITS[unit]
 
@@ -82,6 +88,8 @@ def split_words(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     rest = list(words)
     while rest and rest[0].startswith("-") and rest[0] not in ("-", "--"):
         option, value = _find_option(rest.pop(0))
+        if option.metavar and value == "":
+            raise UsageError(f"option --{option.name}: its value {option.metavar} is empty")
         if option.metavar and value is None:
             if not rest:
                 raise UsageError(f"option --{option.name}: lacks its value {option.metavar}")
@@ -91,7 +99,7 @@ def split_words(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _positive(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+    if not _is_number(text) or int(text) < 1:
         raise UsageError(f"{what} {text}: not a positive number")
     return int(text)
 
@@ -115,6 +123,8 @@ def parse_request(words: Sequence[str], environment: Mapping[str, str]) -> tuple
 
     size = last("writable-size")
     writable = parse_size(size, "option --writable-size") if size else None
+    if writable == 0:  # a memory file system of size 0 has no limit: tmpfs(5)
+        raise UsageError("option --writable-size 0: not a positive size")
     if writable is None and "writable" in values:
         writable = WRITABLE_DEFAULT
     ntasks, shm = last("ntasks"), last("shm-size")
@@ -122,7 +132,7 @@ def parse_request(words: Sequence[str], environment: Mapping[str, str]) -> tuple
     request = RunRequest(
         binds=(*_environment_binds(environment), *values.get("bind", [])),
         env=tuple(values.get("env", [])),
-        workdir=last("workdir"),
+        workdir=_workdir(last("workdir")),
         ntasks=_positive(ntasks, "option --ntasks") if ntasks else None,
         mpi=_choice(last("mpi") or environment.get("HPCPOD_MPI") or "auto", "mpi", MPI_MODES),
         writable=writable,
@@ -134,6 +144,12 @@ def parse_request(words: Sequence[str], environment: Mapping[str, str]) -> tuple
         debug="debug" in values,
     )
     return request, rest
+
+
+def _workdir(path: str | None) -> str | None:
+    if path is not None and not path.startswith("/"):
+        raise UsageError(f"option --workdir {path}: not an absolute path of the pod")
+    return path
 
 
 def _environment_binds(environment: Mapping[str, str]) -> list[str]:
