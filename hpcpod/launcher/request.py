@@ -88,12 +88,12 @@ def split_words(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     rest = list(words)
     while rest and rest[0].startswith("-") and rest[0] not in ("-", "--"):
         option, value = _find_option(rest.pop(0))
-        if option.metavar and value == "":
-            raise UsageError(f"option --{option.name}: its value {option.metavar} is empty")
         if option.metavar and value is None:
             if not rest:
                 raise UsageError(f"option --{option.name}: lacks its value {option.metavar}")
             value = rest.pop(0)
+        if option.metavar and not value:
+            raise UsageError(f"option --{option.name}: its value {option.metavar} is empty")
         values.setdefault(option.name, []).append(value or "")
     return values, rest
 
