@@ -261,6 +261,7 @@ int pod_hold(int runtime, int lock, const char *name, const char *plan, const st
 
 	snprintf(holder.name, sizeof holder.name, "%s", name);
 	snprintf(stale, sizeof stale, "pods/.%d", getpid());
+	remove_directory(runtime, stale); /* of a killed one that had this pid: a rename needs the name free */
 	retire(runtime, name, stale);
 	if (pipe2(report, O_CLOEXEC) < 0)
 		return fail_errno(f, "pod", "pipe");
