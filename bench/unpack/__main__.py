@@ -64,8 +64,10 @@ def unpackers(reference: str, zstd: str | None, front: Path | None) -> list[Unpa
     """Who takes part."""
     layout, tag = split(reference)
     files = " ".join(map(str, layers(reference)))
-    extract = "tar -xzf $layer -C $0 --exclude='dev/*' --exclude='./dev/*'"  # a plain user makes no devices
-    tar = f"mkdir $0 && for layer in {files}; do {extract}; done"
+    # A plain user makes no devices; the zeros, because umoci writes layers whose last entry is not padded.
+    extract = "tar -x -C $0 --exclude='dev/*' --exclude='./dev/*'"
+    unpadded = "{ gzip -dc $layer; head -c 10240 /dev/zero; }"
+    tar = f"mkdir $0 && for layer in {files}; do {unpadded} | {extract} || exit; done"
     found = [
         Unpacker(
             "umoci-gzip",
@@ -74,7 +76,7 @@ def unpackers(reference: str, zstd: str | None, front: Path | None) -> list[Unpa
             [tool("umoci"), "unpack", "--rootless", "--image", f"{layout}:{tag}"],
         ),
         Unpacker(
-            "tar-gzip", "GNU tar -xz, gzip", "nothing verified, no whiteouts", ["/bin/sh", "-c", tar, "{}"]
+            "tar-gzip", "gzip -dc and GNU tar", "nothing verified, no whiteouts", ["/bin/sh", "-c", tar, "{}"]
         ),
     ]
     if os.geteuid() == 0:
