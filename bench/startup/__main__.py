@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace, account: Account, scratch: Path) -> Result
     root = _unpacked_root(account, options)
     stage = who.Stage(account, root, who.standard_mounts(root), ("/bin/true",), programs, scratch)
     state = Path(account.environment["HPCPOD_RUNTIME"] + ".probe")
-    crun_outside = who.crun_refusal(stage, account.own(state))
+    crun_outside = who.crun_refusal(stage, account.own(state)) if shutil.which("crun") else None
     changes = enter_room(account, scratch)
     budget = 15.0 if options.quick else options.budget
     holders = who.Holders()

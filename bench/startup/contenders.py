@@ -224,16 +224,17 @@ def oci_bundle(stage: Stage, name: str, args: Sequence[str]) -> Path:
 
 def crun_refusal(stage: Stage, state: Path) -> str | None:
     """Why crun cannot be started on this machine as it is, None if it can."""
-    if shutil.which("crun") is None:
-        return "not installed"
     bundle = oci_bundle(stage, "crun-probe", stage.payload)
-    words = ["crun", f"--root={state}", "--cgroup-manager=disabled", "run", "-b", str(bundle), "probe"]
+    words = [tool("crun"), f"--root={state}", "--cgroup-manager=disabled", "run", "-b", str(bundle), "probe"]
     done = stage.account.run(words)
     return last_line(done.stderr) if done.returncode else None
 
 
 def crun(stage: Stage, state: Path, holders: Holders) -> list[Contender]:
     """crun run, and crun exec into a container that runs."""
+    refusal = crun_refusal(stage, state)
+    if refusal:
+        raise BenchError(refusal)
     words = [tool("crun"), f"--root={state}", "--cgroup-manager=disabled"]
     fresh = oci_bundle(stage, "crun-fresh", stage.payload)
     held = oci_bundle(stage, "crun-held", ["/bin/sh", "-c", "echo ready; exec sleep infinity"])
@@ -278,9 +279,9 @@ MANY = 1_000_000
 
 def end_pods(runtime: Path) -> None:
     """Ask those who hold pods to end with the last member; they would linger for a minute."""
-    for link in runtime.glob("pods/*/holder"):
+    for pod in runtime.glob("pods/*"):
         with contextlib.suppress(OSError):
-            os.kill(int(link.readlink().name), signal.SIGTERM)
+            os.kill(int((pod / "holder").readlink().name), signal.SIGTERM)
 
 
 def hpcpod(stage: Stage, front: Path, reference: str, holders: Holders) -> list[Contender]:
