@@ -41,6 +41,7 @@ class Cluster:
     nodes: compute nodes.  extra_conf: further lines of slurm.conf(5).  plugstack: text of
     plugstack.conf.  keep: paths that the nodes must see although a directory of their own covers them;
     this checkout and this Python are always among them.  state_dir: where the cluster's folder is made.
+    disk_in_memory: /var/tmp of each node is memory instead, for speed.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Cluster:
         plugstack: str = "",
         keep: Sequence[Path] = (),
         state_dir: Path | None = None,
+        disk_in_memory: bool = False,
     ) -> None:
         self.nodes = tuple(f"n{index}" for index in range(nodes))
         self._extra_conf = extra_conf
@@ -58,9 +60,11 @@ class Cluster:
         checkout = Path(__file__).resolve().parents[2]
         self._keep = tuple(str(path) for path in (checkout, Path(sys.prefix), Path(sys.base_prefix), *keep))
         self._base = state_dir
+        self._disk_in_memory = disk_in_memory
         self._folder: state.StateFolder | None = None
         self._lifeline = -1
         self._record = state.Record("", "", ())
+        self._daemons: list[subprocess.Popen[str]] = []
         self._before = traces.look()
 
     # ------------------------------------------------------------------ life
@@ -107,24 +111,37 @@ class Cluster:
         cgroups.create(top, names)
         wiring = wire()
         try:
-            template = NodeSpec("", top, str(folder), self._keep, owners["slurm"], owners["munge"])
+            template = NodeSpec(
+                name="",
+                top=top,
+                state=str(folder),
+                keep=self._keep,
+                slurm=owners["slurm"],
+                munge=owners["munge"],
+                disk_in_memory=self._disk_in_memory,
+            )
             self._lifeline, records = start_holders(names, template)
             self._record = state.Record(str(folder), top, records)
             self._folder.write(self._record)
-            munges = [self._daemon(name, "setpriv", *MUNGE) for name in names]
+            for name in names:
+                self._daemon(name, "setpriv", *MUNGE)
             wiring.join(records)
         finally:
             wiring.close()
-        for daemon in munges:
-            finish(daemon)
-        daemons = [self._daemon("ctl", "slurmctld")]
-        daemons += [self._daemon(name, "slurmd", "-N", name) for name in self.nodes]
-        for daemon in daemons:
-            finish(daemon)
+        self._finish()
+        self._daemon("ctl", "slurmctld")
+        for name in self.nodes:
+            self._daemon(name, "slurmd", "-N", name)
+        self._finish()
         self._wait_idle()
 
-    def _daemon(self, node: str, *command: str) -> subprocess.Popen[str]:
-        return self._entry(node, "root").popen(command, output=subprocess.PIPE)
+    def _daemon(self, node: str, *command: str) -> None:
+        self._daemons.append(self._entry(node, "root").popen(command, output=subprocess.PIPE))
+
+    def _finish(self) -> None:
+        """Wait until the daemons are in the background."""
+        while self._daemons:
+            finish(self._daemons.pop())
 
     def _wait_idle(self) -> None:
         deadline = time.monotonic() + IDLE_SECONDS
@@ -137,7 +154,12 @@ class Cluster:
             time.sleep(0.05)
 
     def _teardown(self) -> list[str]:
-        left = state.kill(self._record)
+        held = traces.hold(self._record)
+        left = state.kill(self._record) + traces.inhabitants(held)
+        for daemon in self._daemons:
+            daemon.communicate()  # its start was cut short, and its node is gone
+        for descriptor in held:
+            os.close(descriptor)
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
@@ -154,7 +176,7 @@ class Cluster:
         pids = {record.name: record.pid for record in self._record.nodes}
         return Entry(self._record.top, node, pids[node], person(user))
 
-    def popen(  # noqa: PLR0913 - as run
+    def popen(
         self,
         args: Sequence[str | Path],
         *,
@@ -171,7 +193,7 @@ class Cluster:
         output = subprocess.PIPE if merge else None
         return self._entry(node, user).popen([str(word) for word in args], env=env, cwd=cwd, output=output)
 
-    def run(  # noqa: PLR0913 - the options of subprocess.run that tests need
+    def run(
         self,
         args: Sequence[str | Path],
         *,
@@ -213,9 +235,9 @@ class Cluster:
         """That user's home directory as the machine (not a node) sees it."""
         return Path(self._record.state, "home", user)
 
-    def disk(self, node: str, name: str = "var-tmp") -> Path:
-        """A node's own directory as the machine sees it; name: a value of node.DISK."""
-        return Path(self._record.state, "nodes", node, name)
+    def root(self, node: str) -> Path:
+        """That node's file system as the machine (not a node) sees it."""
+        return Path(f"/proc/{self.pid(node)}/root")
 
     def pid(self, node: str) -> int:
         """The machine's number of that node's pid 1."""

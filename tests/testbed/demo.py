@@ -34,7 +34,7 @@ say() {{ printf '\\n==> %s\\n' "$*"; }}
 show() {{ printf '    $ %s\\n' "$*"; eval "$*"; }}
 start() {{ show "srun -N2 -n{ranks} --mpi=pmi2 hpcpod run $IMAGE -- {program}"; }}
 report() {{
-    show "srun -N2 --ntasks-per-node=1 hpcpod report --raw $SLURM_JOB_ID.$1 | hpcpod report -"
+    show "srun -N2 -n2 hpcpod report --raw $SLURM_JOB_ID.$1 | hpcpod report -"
 }}
 set -o pipefail
 say 'first start: each node checks the image and unpacks it, once'

@@ -9,9 +9,10 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from tests.testbed.node import NodeSpec
-from tests.testbed.state import NodeRecord, namespaces, starttime
+from tests.testbed.state import NodeRecord, starttime
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -50,14 +51,44 @@ def wire() -> Wiring:
     return Wiring(process)
 
 
-def _read_ready(name: str, ready: int, holder: subprocess.Popen[str]) -> int:
-    """The pid of the node, once it says that it is ready.  Raises SubprocessError."""
-    with os.fdopen(ready) as lines:
-        words = lines.read().split()
-    _, errors = holder.communicate(timeout=20)
-    if len(words) != 2 or words[1] != "ready":
-        raise subprocess.SubprocessError(f"node {name} did not start: {errors}")
-    return int(words[0])
+@dataclass
+class Holder:
+    """node.py for one node, and the pipe that it says "ready" on."""
+
+    name: str
+    process: subprocess.Popen[str]
+    ready: TextIO
+
+    def wait(self) -> NodeRecord:
+        """Wait until the node stands.  Raises SubprocessError with the holder's words."""
+        words = self.ready.read().split()
+        _, errors = self.process.communicate(timeout=20)
+        if len(words) != 2 or words[1] != "ready":
+            raise subprocess.SubprocessError(f"node {self.name} did not start: {errors}")
+        pid = int(words[0])
+        return NodeRecord(self.name, pid, starttime(pid) or 0)
+
+    def close(self) -> None:
+        """Let go of it; a node that stands leaves with the lifeline."""
+        self.ready.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def _start(spec: NodeSpec, lifeline: int) -> Holder:
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-E", "-m", "tests.testbed.node", replace(spec, ready=write).as_json()],
+        cwd=CHECKOUT,
+        pass_fds=(write, lifeline),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    return Holder(spec.name, process, os.fdopen(read))
 
 
 def start_holders(names: tuple[str, ...], template: NodeSpec) -> tuple[int, tuple[NodeRecord, ...]]:
@@ -66,27 +97,14 @@ def start_holders(names: tuple[str, ...], template: NodeSpec) -> tuple[int, tupl
     template: what is the same for all.  Raises SubprocessError and OSError.
     """
     end, lifeline = os.pipe()
-    started: list[tuple[str, int, subprocess.Popen[str]]] = []
+    holders: list[Holder] = []
     try:
-        for name in names:
-            read, write = os.pipe()
-            spec = replace(template, name=name, ready=write, lifeline=end)
-            holder = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-m", "tests.testbed.node", spec.as_json()],
-                cwd=CHECKOUT,
-                pass_fds=(write, end),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            os.close(write)
-            started.append((name, read, holder))
-        pids = {name: _read_ready(name, read, holder) for name, read, holder in started}
+        holders += [_start(replace(template, name=name, lifeline=end), end) for name in names]
+        return lifeline, tuple(holder.wait() for holder in holders)
     except BaseException:
         os.close(lifeline)  # those that did start see it and leave
         raise
     finally:
         os.close(end)
-    records = tuple(NodeRecord(name, pid, starttime(pid) or 0, namespaces(pid)) for name, pid in pids.items())
-    return lifeline, records
+        for holder in holders:
+            holder.close()

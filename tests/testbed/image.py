@@ -102,6 +102,11 @@ def _caches() -> list[Path]:
     return [SHARED_CACHE, home / "hpcpod"]
 
 
+def where() -> Path:
+    """The directory that images are built into."""
+    return _caches()[-1]
+
+
 def _find(key: str) -> Path | None:
     candidates = (cache / "images" / key for cache in _caches())
     return next((path for path in candidates if path.exists()), None)
@@ -110,7 +115,7 @@ def _find(key: str) -> Path | None:
 @contextmanager
 def _building(key: str) -> Iterator[Path]:
     """A scratch folder beside the images; one builder of a key at a time, the others wait."""
-    images = _caches()[-1] / "images"
+    images = where() / "images"
     images.mkdir(mode=0o755, parents=True, exist_ok=True)
     lock = os.open(images / f".{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     scratch = None
@@ -135,7 +140,7 @@ def _made(key: str, make: Callable[[Path], Path]) -> Path:
             return found
         fresh = make(scratch)
         build.open_to_all(fresh)
-        return fresh.rename(_caches()[-1] / "images" / key)
+        return fresh.rename(where() / "images" / key)
 
 
 # --------------------------------------------------------------------------- what they are

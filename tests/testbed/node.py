@@ -61,6 +61,7 @@ class NodeSpec:
 
     state: the cluster's folder; keep: absolute paths that the node must
     see even where a directory of its own covers them; slurm, munge: (uid, gid) of the daemons;
+    disk_in_memory: /var/tmp is a memory file system;
     ready, lifeline: inherited descriptors, the first to write to, the second to read from.
     """
 
@@ -70,6 +71,7 @@ class NodeSpec:
     keep: tuple[str, ...]
     slurm: tuple[int, int]
     munge: tuple[int, int]
+    disk_in_memory: bool = False
     ready: int = -1
     lifeline: int = -1
 
@@ -84,7 +86,7 @@ def _own_directory(path: str, owner: tuple[int, int], mode: int) -> None:
     Path(path).chmod(mode)
 
 
-def _cover(spec: NodeSpec) -> None:
+def _cover(spec: NodeSpec, state: str) -> None:
     """Put the node's own directories over the machine's, and bind back what must stay visible."""
     kept = [
         (path, os.open(path, os.O_PATH | os.O_CLOEXEC))
@@ -94,24 +96,26 @@ def _cover(spec: NodeSpec) -> None:
     for target, mode in MEMORY.items():
         mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode:o}")
     for target, name in DISK.items():
-        bind(f"{spec.state}/nodes/{spec.name}/{name}", target)
+        bind(f"{state}/nodes/{spec.name}/{name}", target)
+    if spec.disk_in_memory:
+        mount("tmpfs", "/var/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     for path, descriptor in kept:
         Path(path).mkdir(parents=True, exist_ok=True)
         bind(f"/proc/self/fd/{descriptor}", path)
         os.close(descriptor)
 
 
-def _fill(spec: NodeSpec) -> None:
+def _fill(spec: NodeSpec, state: str) -> None:
     """The directories that daemons and users expect, and the shared configuration."""
     _own_directory("/run/munge", spec.munge, 0o755)
     _own_directory("/var/spool/slurmd", (0, 0), 0o755)
     _own_directory("/var/spool/slurmctld", spec.slurm, 0o755)
     _own_directory("/var/spool/pmix", (0, 0), 0o1777)
-    for person in Path(spec.state, "home").iterdir():
+    for person in Path(state, "home").iterdir():
         Path("/home", person.name).mkdir(parents=True, exist_ok=True)
         bind(str(person), f"/home/{person.name}")
     for target, name in ETC.items():
-        bind(f"{spec.state}/etc/{name}", target)
+        bind(f"{state}/etc/{name}", target)
 
 
 def _mount_cgroups(found: tuple[cgroups.Hierarchy, ...]) -> None:
@@ -138,8 +142,12 @@ def _live(spec: NodeSpec) -> None:
     found = cgroups.hierarchies()
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    _cover(spec)
-    _fill(spec)
+    # By descriptor: the folder itself may lie where the node's own directories cover it.
+    descriptor = os.open(spec.state, os.O_PATH | os.O_CLOEXEC)
+    state = f"/proc/self/fd/{descriptor}"
+    _cover(spec, state)
+    _fill(spec, state)
+    os.close(descriptor)
     _mount_cgroups(found)
     os.chdir("/")
     os.umask(0o022)

@@ -38,7 +38,6 @@ class NodeRecord:
     name: str
     pid: int
     starttime: int
-    namespaces: tuple[str, ...]
 
     def alive(self) -> bool:
         """Whether that very process still exists."""
@@ -61,11 +60,6 @@ def starttime(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] == "Z" else int(fields[19])
-
-
-def namespaces(pid: int) -> tuple[str, ...]:
-    """Names of that process's namespaces, such as ``net:[4026532008]``."""
-    return tuple(os.readlink(f"/proc/{pid}/ns/{kind}") for kind in KINDS)
 
 
 @contextmanager
@@ -125,10 +119,7 @@ def _load(path: Path) -> Record | None:
         data = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    nodes = tuple(
-        NodeRecord(node["name"], node["pid"], node["starttime"], tuple(node["namespaces"]))
-        for node in data["nodes"]
-    )
+    nodes = tuple(NodeRecord(node["name"], node["pid"], node["starttime"]) for node in data["nodes"])
     return Record(data["state"], data["top"], nodes)
 
 

@@ -29,16 +29,28 @@ def look() -> Before:
     return Before(_mounts(), frozenset(os.listdir("/sys/class/net")))
 
 
-def _processes(record: Record) -> list[str]:
-    """Processes in the cluster's namespaces; its groups cannot be removed while there are others."""
-    known = {namespace for node in record.nodes for namespace in node.namespaces}
+def hold(record: Record) -> list[int]:
+    """Descriptors of the nodes' namespaces: as long as they are open, no other gets the same number."""
+    return [
+        os.open(f"/proc/{node.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        for node in record.nodes
+        if node.alive()
+        for kind in KINDS
+    ]
+
+
+def inhabitants(held: list[int]) -> list[str]:
+    """Processes that are in one of these namespaces, one line each."""
+    known = {os.fstat(descriptor).st_ino for descriptor in held}
     found: list[str] = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            shared = known & {os.readlink(entry / "ns" / kind) for kind in KINDS}
+            shared = [kind for kind in KINDS if (entry / "ns" / kind).stat().st_ino in known]
             if shared:
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found.append(f"process {entry.name} ({command.strip()}) in {', '.join(sorted(shared))}")
+                found.append(
+                    f"process {entry.name} ({command.strip()}) in the {shared[0]} namespace of a node"
+                )
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # it ended while we looked, or is another user's where we are not root
     return found
@@ -60,7 +72,7 @@ def leftovers(before: Before, record: Record) -> list[str]:
     interfaces = set(os.listdir("/sys/class/net")) - before.interfaces
     ours = {"br0", *(f"v-{node.name}" for node in record.nodes)}
     return [
-        *_processes(record),
+        *(f"process {pid}" for pid in cgroups.processes(record.top)),
         *_new_mounts(before, record),
         *(f"control group {path}" for path in cgroups.groups(record.top)),
         *(f"network interface {name}" for name in sorted(interfaces & ours)),
