@@ -157,8 +157,8 @@ posix_spawn and takes the time until the last has ended, as a plain user. All co
 rounds, in a new random order each round, with a pause after each for the kernel to take namespaces down.
 All use the same unpacked tree. *floor* is the least that any tool could do: a static C program with
 nothing but the system calls, without options, checks, events or a system call filter
-(`bench/startup/floor.c`). *ratio* is to the floor of the same kind: joins to `floor: join`, fresh starts
-to `floor: fresh`.
+(`bench/startup/floor.c`). *ratio* is to the floor of the same kind: joins to `floor: join`, which enters
+the very pod that hpcpod's ranks enter, fresh starts to `floor: fresh`.
 
 What is compared fairly: the same root directory, payload, user and launcher; no PID and no network
 namespace for anybody; bubblewrap, crun and the floor make the same mounts as hpcpod (Charliecloud has

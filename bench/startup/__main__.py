@@ -68,9 +68,9 @@ def _admitted(stage: who.Stage, holders: who.Holders, options: argparse.Namespac
         ("Charliecloud", lambda: who.charliecloud(stage)),
         ("crun", lambda: who.crun(stage, Path(state), holders)),
     ]
-    if not options.root:
+    if not options.root:  # first, so that the others join its pod
         front = installed_hpcpod(options.hpcpod)
-        makers.append(("hpcpod run", lambda: who.hpcpod(stage, front, options.image, holders)))
+        makers.insert(0, ("hpcpod run", lambda: who.hpcpod(stage, front, options.image, holders)))
     for names, make in makers:
         _admit(stage.account, driver, names, make, into)
     return into

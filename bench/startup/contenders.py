@@ -65,7 +65,6 @@ def standard_mounts(root: Path) -> list[tuple[str, str, str]]:
         ("ro", "/etc/group", "/etc/group"),
         ("ro", "/etc/resolv.conf", "/etc/resolv.conf"),
         ("ro", "/etc/hosts", "/etc/hosts"),
-        ("bind", "/home", "/home"),
     ]
     return [mount for mount in wanted if (root / mount[2].lstrip("/")).exists() or mount[0] == "tmpfs"]
 
@@ -93,9 +92,13 @@ class Holder:
 
 
 class Holders:
-    """The processes that keep pods for the joins; stop() ends them."""
+    """The processes that keep pods for the joins; stop() ends them.
+
+    pod: pid of the one that holds hpcpod's pod, None where there is none.
+    """
 
     def __init__(self) -> None:
+        self.pod: int | None = None
         self._running: list[Holder] = []
 
     def start(
@@ -118,6 +121,7 @@ class Holders:
 
     def stop(self) -> None:
         """Stop and reap them all."""
+        self.pod = None
         while self._running:
             self._running.pop().stop()
 
@@ -137,15 +141,32 @@ def floor_mounts(stage: Stage) -> list[str]:
     ]
 
 
+def held_pods(runtime: Path) -> list[int]:
+    """The processes that hold hpcpod's pods."""
+    found = []
+    for pod in runtime.glob("pods/*"):
+        with contextlib.suppress(OSError):
+            found.append(int((pod / "holder").readlink().name))
+    return found
+
+
+def end_pods(runtime: Path) -> None:
+    """Ask those who hold pods to end with the last member; they would linger for a minute."""
+    for pid in held_pods(runtime):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGTERM)
+
+
 def references(stage: Stage, holders: Holders) -> list[Contender]:
-    """The host itself, the floors, and what joins the floor's pod."""
+    """The host itself, the floors, and other programs that join a pod: hpcpod's own if there is one."""
     floor = str(stage.programs["floor"])
-    pid = holders.start(stage.account, [floor, "hold", str(stage.root), *floor_mounts(stage)])
-    join = "into the floor's pod"
+    hold = [floor, "hold", str(stage.root), *floor_mounts(stage)]
+    pid = str(holders.pod) if holders.pod else holders.start(stage.account, hold)
+    join = "into hpcpod's pod" if holders.pod else "into the floor's pod"
     return [
         Contender("host", "no pod: exec on the host", "host", "the same program of the host", stage.payload),
         Contender(
-            "floor-join", "floor: join", "join", "pidfd_open, setns, exec in static C",
+            "floor-join", "floor: join", "join", f"pidfd_open, setns, exec in static C, {join}",
             [floor, "join", pid, *stage.payload],
         ),
         Contender(
@@ -277,13 +298,6 @@ MANY = 1_000_000
 """Tasks of the step whose pod stays for the joins: the pod ends when all of them have been there."""
 
 
-def end_pods(runtime: Path) -> None:
-    """Ask those who hold pods to end with the last member; they would linger for a minute."""
-    for pod in runtime.glob("pods/*"):
-        with contextlib.suppress(OSError):
-            os.kill(int((pod / "holder").readlink().name), signal.SIGTERM)
-
-
 def hpcpod(stage: Stage, front: Path, reference: str, holders: Holders) -> list[Contender]:
     """Joining a pod that is held, a new pod of a new step, a lone run, and runs that start Python."""
     run = [str(front), "run", "--mpi=none", reference, "--"]
@@ -291,6 +305,7 @@ def hpcpod(stage: Stage, front: Path, reference: str, holders: Holders) -> list[
     runtime = Path(stage.account.environment["HPCPOD_RUNTIME"])
     member = [*run, "/bin/sh", "-c", "echo ready; exec sleep infinity"]
     holders.start(stage.account, member, env=held, then=lambda: end_pods(runtime))
+    holders.pod = next(iter(held_pods(runtime)), None)
     stage.account.checked([*run, *stage.payload])  # makes the plan that the fresh rows find
 
     def new_runtime(count: int) -> dict[str, str]:
