@@ -191,6 +191,8 @@ class Applier:
             os.close(source_fd)
 
     def _whiteout(self, entry: Entry, head: bytes, name: bytes, target: bytes) -> None:
+        if not target and name != OPAQUE:
+            return
         if entry.kind not in (Kind.FILE, Kind.HARDLINK):
             raise ImageInvalid(f"tar entry {shown(entry.name)}: a whiteout that is a {entry.kind.value}")
         found = self._parents.find(head) if self._made is not None else None
@@ -198,7 +200,7 @@ class Applier:
             return
         if name == OPAQUE:
             self._empty(*found)
-        elif target:
+        else:
             self._hide(found[0], found[1], target)
 
     def _hide(self, parent: int, canonical: bytes, name: bytes) -> None:

@@ -38,7 +38,7 @@ def _gunzip(chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
     from isal import isal_zlib
 
     broken = cast("type[Exception]", isal_zlib.error)
-    member = None
+    member: _Inflate | None = isal_zlib.decompressobj(wbits=_GZIP_WBITS)
     produced = empty = 0
     step = RAW_CHUNK
     for chunk in chunks:
@@ -69,13 +69,17 @@ def _gunzip(chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
         raise ImageInvalid("layer: gzip ends too early")
 
 
-class _Member(Protocol):
+class _Inflate(Protocol):
     """The part of isal_zlib's decompressor that is used here."""
+
+    eof: bool
+    unused_data: bytes
+    unconsumed_tail: bytes
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-def _rest(member: _Member) -> Iterator[bytes]:
+def _rest(member: _Inflate) -> Iterator[bytes]:
     """What a member still holds when its input is used up but its last answer was a full chunk."""
     while out := member.decompress(b"", OUT_CHUNK):
         yield out

@@ -136,7 +136,7 @@ def _unpack(store: Store, layout: OpenLayout, documents: Documents, order: Order
         unpacked = unpack_layers(layout, documents, rootfs, order.limits, order.progress)
         _write_documents(embryo, documents, unpacked, order)
         syncfs(embryo.fd)
-        _appear(store, embryo, documents.descriptor.digest)
+        _appear(store, embryo, documents.descriptor.digest, order)
     except OSError as error:
         embryo.discard()
         raise write_error(error, store.directory) from None
@@ -144,6 +144,7 @@ def _unpack(store: Store, layout: OpenLayout, documents: Documents, order: Order
         embryo.discard()
         raise
     embryo.release()
+    tidy(store)
 
 
 def _write_documents(embryo: Embryo, documents: Documents, unpacked: Unpacked, order: Order) -> None:
@@ -171,7 +172,7 @@ def _write(embryo: Embryo, name: str, content: bytes) -> None:
         os.close(fd)
 
 
-def _appear(store: Store, embryo: Embryo, digest: str) -> None:
+def _appear(store: Store, embryo: Embryo, digest: str, order: Order) -> None:
     """Give the finished image its name; where there is one already, ours was for nothing."""
     path = store.path(digest)
     for _ in range(2):
@@ -181,7 +182,7 @@ def _appear(store: Store, embryo: Embryo, digest: str) -> None:
         except OSError as error:
             if error.errno not in _EXISTS:
                 raise
-        if store.stored(digest) is not None:
+        if store.find(digest, order.reference, order.limits) is not None:
             os.rename(embryo.path, f"{store.garbage}/{unique_name()}")
             return
         throw_away(store, path)

@@ -57,7 +57,7 @@ def _refuse_constant(text: str) -> NoReturn:
 
 
 def _short_int(digits: str, longest: int) -> int:
-    if len(digits) > longest:
+    if len(digits.lstrip("-")) > longest:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 

@@ -43,6 +43,7 @@ class FrameWalker:
         self._last = False
         self._blocks = 0
         self._empty = 0
+        self._frames = 0
 
     def feed(self, chunk: bytes) -> None:
         """Walk over the next piece."""
@@ -61,8 +62,8 @@ class FrameWalker:
                 self._step(value)
 
     def finish(self) -> None:
-        """The stream is over: it must be between two frames."""
-        if self._at is not _At.MAGIC or self._held or self._pass:
+        """The stream is over: it must be behind a frame."""
+        if self._at is not _At.MAGIC or self._held or self._pass or not self._frames:
             raise ImageInvalid("layer: zstd ends too early")
 
     def _step(self, value: bytes) -> None:
@@ -125,6 +126,7 @@ class FrameWalker:
 
     def _frame_over(self, *, empty: bool) -> None:
         self._go(_At.MAGIC, 4)
+        self._frames += 1
         self._empty += empty
         if self._empty > self._limits.empty_frames:
             raise ImageLimitExceeded(

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""References, digests and platforms as users write them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcpod.errors import HpcpodError, ImageReferenceError
+from hpcpod.images.platforms import fits, parse_platform, platform_of
+from hpcpod.images.reference import Reference, is_digest, parse_reference
+from hpcpod.model import Platform
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+LONG = "sha512:" + "0123456789abcdef" * 8
+
+GOOD = {
+    "oci:dir": Reference("oci", "dir"),
+    "oci:/a b/c:tag": Reference("oci", "/a b/c", "tag"),
+    "oci:.:1.2-3_x": Reference("oci", ".", "1.2-3_x"),
+    "oci:d:docker.io/library/debian:12": Reference("oci", "d", "docker.io/library/debian:12"),
+    f"oci:d@{DIGEST}": Reference("oci", "d", "", DIGEST),
+    f"oci:d:t@{LONG}": Reference("oci", "d", "t", LONG),
+    "oci:/home/me@site/d": Reference("oci", "/home/me@site/d"),
+    "oci:/home/me@site/d:t": Reference("oci", "/home/me@site/d", "t"),
+    f"oci:me@site@{DIGEST}": Reference("oci", "me@site", "", DIGEST),
+    "oci-archive:a.tar": Reference("oci-archive", "a.tar"),
+    "oci-archive:../a.tar:t": Reference("oci-archive", "../a.tar", "t"),
+}
+
+BAD = [
+    "",
+    ":",
+    "oci",
+    "oci:",
+    "oci::tag",
+    "oci:d:",
+    "oci:d:-x",
+    "oci:d:a b",
+    "oci:d:" + "x" * 256,
+    "oci:d\0",
+    "OCI:d",
+    "./d",
+    "/d",
+    "d:t",
+    "docker://debian",
+    "docker-archive:a.tar",
+    "library://x/y/z",
+    "dir:x",
+    "oci-archive",
+    "oci:d@sha256:0",
+    f"oci:d@{DIGEST}0",
+    f"oci:d@{DIGEST}\n",
+    f"oci:d@{DIGEST.upper()}",
+    "oci:d@md5:d41d8cd98f00b204e9800998ecf8427e",
+]
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_good_references(text: str) -> None:
+    assert parse_reference(text) == GOOD[text]
+    assert str(GOOD[text]) == text
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_bad_references(text: str) -> None:
+    with pytest.raises(ImageReferenceError) as caught:
+        parse_reference(text)
+    assert caught.value.hint
+    assert caught.value.message.isprintable()
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    for candidate in (text, f"oci:{text}"):
+        try:
+            assert str(parse_reference(candidate)) == candidate
+        except HpcpodError as error:
+            assert error.message.isprintable()
+
+
+def test_supported_transports_are_named() -> None:
+    with pytest.raises(ImageReferenceError) as caught:
+        parse_reference("docker://debian:12")
+    assert "oci:DIRECTORY" in str(caught.value.hint)
+    assert "oci-archive:FILE" in str(caught.value.hint)
+    assert "skopeo copy docker://debian:12 " in str(caught.value.hint)
+
+
+def test_digests() -> None:
+    assert is_digest(DIGEST)
+    assert is_digest(LONG)
+    assert not any(is_digest(bad) for bad in (DIGEST + "\n", DIGEST[:-1], "sha256:" + "../" * 21 + "x", ""))
+
+
+def test_machines() -> None:
+    assert platform_of("x86_64") == Platform("linux", "amd64")
+    assert platform_of("aarch64") == Platform("linux", "arm64")
+    assert str(platform_of("armv7l")) == "linux/arm/v7"
+    assert platform_of("vax") == Platform("linux", "vax")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "linux", "linux/", "/amd64", "a/b/c/d", "linux/am d64", "linux/amd64\n"]
+)
+def test_bad_platforms(text: str) -> None:
+    with pytest.raises(ImageReferenceError):
+        parse_platform(text)
+
+
+@pytest.mark.parametrize(
+    ("offered", "wanted", "expected"),
+    [
+        ("linux/amd64", "linux/amd64", True),
+        ("linux/amd64/v1", "linux/amd64", True),
+        ("linux/amd64/v3", "linux/amd64", False),
+        ("linux/amd64/v3", "linux/amd64/v3", True),
+        ("linux/amd64", "linux/amd64/v3", True),
+        ("linux/arm64/v8", "linux/arm64", True),
+        ("linux/arm/v6", "linux/arm/v7", True),
+        ("linux/arm/v7", "linux/arm/v6", False),
+        ("linux/arm64", "linux/amd64", False),
+        ("windows/amd64", "linux/amd64", False),
+    ],
+)
+def test_fits(offered: str, wanted: str, expected: bool) -> None:
+    assert fits(parse_platform(offered), parse_platform(wanted)) is expected
