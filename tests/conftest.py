@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
@@ -25,7 +26,14 @@ if str(ROOT) not in sys.path:
 from tests import needs  # noqa: E402
 
 # No deadline for one example: it would fail on a busy machine and mean nothing.
-settings.register_profile("house", deadline=None)
+# No memory of failed examples in a checkout that is somebody else's.
+_MEMORY = ROOT / ".hypothesis"
+_WRITABLE = os.access(_MEMORY if _MEMORY.exists() else ROOT, os.W_OK)
+settings.register_profile(
+    "house",
+    deadline=None,
+    database=DirectoryBasedExampleDatabase(_MEMORY / "examples") if _WRITABLE else None,
+)
 settings.load_profile("house")
 
 TIERS = ("lint", "unit", "native", "integration", "cluster")
