@@ -35,9 +35,11 @@ def result(
 def test_the_jobs_variables_pass_and_the_nodes_paths_do_not() -> None:
     node = {
         "SLURM_JOB_ID": "1", "OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "0", "PMIX_RANK": "3",
-        "HOME": "/home/a", "LD_LIBRARY_PATH": "/opt/x", "LD_PRELOAD": "x.so", "PYTHONPATH": "/x", "PYTHONHOME": "/x",
+        "HOME": "/home/a", "LD_LIBRARY_PATH": "/opt/x", "LD_PRELOAD": "x.so", "PYTHONPATH": "/x",
+        "PYTHONHOME": "/x",
         "BASH_ENV": "/x", "BASH_FUNC_module%%": "() { :; }", "MODULEPATH": "/x", "LMOD_CMD": "x",
-        "PERL5LIB": "/x", "PATH": "/node", "XDG_RUNTIME_DIR": "/run/user/1",
+        "PERL5LIB": "/x", "PATH": "/node",
+        "XDG_RUNTIME_DIR": "/run/user/1",
     }  # fmt: skip
     found = result(node)
     kept = {"SLURM_JOB_ID", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PMIX_RANK", "HOME"}
