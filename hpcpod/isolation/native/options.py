@@ -12,7 +12,7 @@ import sys
 def header(table_path: str) -> str:
     """The text of options.h for the table in this file."""
     table = runpy.run_path(table_path, run_name="options")["RUN_OPTIONS"]
-    rows = [f'\t{{"{o.name}", \'{o.short or chr(92) + "0"}\', {int(bool(o.metavar))}}},' for o in table]
+    rows = [f"\t{{\"{o.name}\", '{o.short or chr(92) + '0'}', {int(bool(o.metavar))}}}," for o in table]
     return "\n".join(
         [
             "/* Made from hpcpod/launcher/options.py; do not edit. */",
