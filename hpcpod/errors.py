@@ -31,6 +31,13 @@ class Fault(Enum):
     BUG = "bug"
 
 
+def _printable(text: str) -> str:
+    """Control characters and what is no text as escapes; backslashes stay, names brought theirs along."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text
+    )
+
+
 class HpcpodError(Exception):
     """Root of all errors that hpcpod raises on purpose.
 
@@ -46,6 +53,11 @@ class HpcpodError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def lines(self) -> str:
+        """What a terminal is shown: the message and the hint, a line each, whatever names stand in them."""
+        hint = f"hint: {_printable(self.hint)}\n" if self.hint else ""
+        return f"hpcpod: {_printable(self.message)} [{self.slug}]\n{hint}"
 
 
 class UsageError(HpcpodError):

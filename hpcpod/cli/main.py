@@ -10,7 +10,6 @@ from typing import NoReturn
 import click
 
 from hpcpod.errors import EXIT_HPCPOD, HpcpodError
-from hpcpod.log import shown
 
 _COMMANDS = {
     "doctor": ("hpcpod.cli.doctor", "doctor"),
@@ -44,9 +43,7 @@ def hpcpod() -> None:
 
 def print_error(error: HpcpodError) -> None:
     """Two lines on stderr: what is wrong, and what to do."""
-    click.echo(f"hpcpod: {shown(error.message)} [{error.slug}]", err=True)
-    if error.hint:
-        click.echo(f"hint: {shown(error.hint)}", err=True)
+    click.echo(error.lines(), nl=False, err=True)
 
 
 def main() -> NoReturn:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the C front runs when PMI served and MPI of the image do not meet: is the program an MPI program?
 
-``python3 -I -m hpcpod.launcher.mpi_check ROOTFS REFERENCE MODE PROGRAM…``; status 0 lets the rank start.
+``python3 -I -m hpcpod.launcher.mpi_check ROOTFS MODE PATH PROGRAM…``; status 0 lets the rank start.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def main(arguments: Sequence[str]) -> int:
         check(rootfs, mode, program, path or DEFAULT_PATH)
     except MpiMismatch as error:
         if os.environ.get("SLURM_PROCID", "0") == "0":
-            sys.stderr.write(f"hpcpod: {error.message} [{error.slug}]\nhint: {error.hint}\n")
+            sys.stderr.write(error.lines())
         return error.exit_code
     except HpcpodError as error:
-        sys.stderr.write(f"hpcpod: {error.message} [{error.slug}]\n")
+        sys.stderr.write(error.lines())
         return error.exit_code
     return 0
 

@@ -98,8 +98,7 @@ def main(arguments: Sequence[str]) -> int:
     except HpcpodError as error:
         if "--debug" in arguments:
             raise
-        hint = f"\nhint: {error.hint}" if error.hint else ""
-        sys.stderr.write(f"hpcpod: {error.message} [{error.slug}]{hint}\n")
+        sys.stderr.write(error.lines())
         return error.exit_code
     return 0
 

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How errors are shown: a line each, nothing that drives a terminal, nothing cut."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcpod.errors import HpcpodError, UsageError
+
+
+def test_message_slug_and_hint() -> None:
+    assert UsageError("option x: bad", hint="try y").lines() == "hpcpod: option x: bad [usage]\nhint: try y\n"
+    assert UsageError("option x: bad").lines() == "hpcpod: option x: bad [usage]\n"
+
+
+def test_long_paths_are_not_cut_and_escapes_not_doubled() -> None:
+    path = "/p" * 1000
+    assert path in HpcpodError(f"{path}: gone").lines()
+    assert HpcpodError("name \\x1b").lines() == "hpcpod: name \\x1b [internal]\n"
+
+
+@given(st.text(), st.text(min_size=1))
+def test_a_line_each(message: str, hint: str) -> None:
+    lines = HpcpodError(message, hint=hint).lines()
+    assert lines.count("\n") == 2 and lines.replace("\n", "").isprintable()
