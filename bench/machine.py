@@ -61,6 +61,7 @@ def facts() -> dict[str, str | int | float]:
         "system": _first_match("/etc/os-release", r'^PRETTY_NAME="?([^"\n]+)', "unknown"),
         "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
         "load_before": load(),
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
     }
 
 

@@ -57,10 +57,13 @@ def machine_lines(results: Mapping[str, Result]) -> list[str]:
         f"{name} {r.machine['load_before']:.1f} to {r.machine['load_after']:.1f}"
         for name, r in results.items()
     )
+    priorities = {name: r.machine.get("nice", 0) for name, r in results.items() if r.machine.get("nice")}
+    raised = ", ".join(f"{name} at nice {value}" for name, value in priorities.items())
+    priority = f"; run beside other work with priority over it: {raised}" if raised else ""
     return [
         f"- **{kind}**: {head['cores']} cores ({head['cpu']}), {head['memory_gib']} GiB, {head['system']}, "
         f"kernel {head['kernel']}, {head['mounts']} mounts on the host",
-        f"- **date**: {head['date']}; load average before and after: {loads}",
+        f"- **date**: {head['date']}; load average before and after: {loads}{priority}",
         f"- **versions**: {', '.join(f'{name} {number}' for name, number in versions.items())}",
     ]
 
