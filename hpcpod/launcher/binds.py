@@ -97,6 +97,11 @@ def user_mounts(home: str | None, cwd: str, binds: tuple[str, ...]) -> list[Moun
     return [*mounts, *asked]
 
 
-def step_mounts() -> list[Mount]:
-    """What changes from step to step: the PMIx server's folder, the job's temporary directory."""
-    return [BindFromEnv("PMIX_SERVER_TMPDIR"), BindFromEnv("TMPDIR")]
+def step_mounts(pmix: str | None) -> list[Mount]:
+    """What changes from step to step: the PMIx server's folder, its clients' folders, the job's TMPDIR.
+
+    pmix: the directory of the clients' folders; without it Open MPI dies when it makes its own there.
+    """
+    seen = pmix is None or any(f"{pmix}/".startswith(f"{path}/") for path in ("/tmp", "/var/tmp"))
+    clients: list[Mount] = [] if pmix is None or seen else [Bind(pmix, pmix, optional=True)]
+    return [BindFromEnv("PMIX_SERVER_TMPDIR"), *clients, BindFromEnv("TMPDIR")]

@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from hpcpod.images import mpi_scan
 from hpcpod.images.inside import Inside
 from hpcpod.launcher.plan import ImageFacts, NodePaths, UserFacts
-from hpcpod.model import FileStamp, VerifiedImage
+from hpcpod.model import FileStamp, StepContext, VerifiedImage
+from hpcpod.scheduler_plugins.slurm import pmix
 
 _ACCOUNTS_MAX = 1 << 20
 """Bytes read of an image's passwd and group files."""
+_CONFIGURATION_MAX = 1 << 20
+"""Characters read of a scheduler's configuration file."""
 
 
 def _group_name(gid: int) -> str:
@@ -70,10 +73,27 @@ def _text(inside: Inside, path: str) -> str:
     return os.fsdecode(inside.read(path, _ACCOUNTS_MAX) or b"").replace("\0", "")
 
 
-def node_paths(runtime: str) -> NodePaths:
+def _configuration(path: str) -> str:
+    try:
+        with open(path, errors="surrogateescape") as file:
+            return file.read(_CONFIGURATION_MAX)
+    except OSError:  # no such file, or not for us: its defaults hold
+        return ""
+
+
+def _pmix_directory(context: StepContext) -> str | None:
+    files = pmix.configuration(context.environment)
+    if files is None:
+        return None
+    return pmix.client_directory(_configuration(files[0]), _configuration(files[1]), context.node)
+
+
+def node_paths(runtime: str, context: StepContext) -> NodePaths:
     """The front stands beside the interpreter that it starts (native/python.c)."""
     return NodePaths(
-        front=os.path.join(os.path.dirname(sys.executable), "hpcpod"), events=os.path.join(runtime, "events")
+        front=os.path.join(os.path.dirname(sys.executable), "hpcpod"),
+        events=os.path.join(runtime, "events"),
+        pmix=_pmix_directory(context),
     )
 
 

@@ -70,8 +70,9 @@ def check(context: StepContext, libraries: tuple[MpiLibrary, ...], mode: str, pr
         return
     if not kinds & context.served:
         count = context.ntasks
+        speakers = () if mode in _DEMANDED else program.libraries or libraries
         raise MpiMismatch(
-            f"MPI of the image: {_described(program.libraries or libraries, kinds)}; {_place(context)} "
+            f"MPI of the image: {_described(speakers, kinds)}; {_place(context)} "
             f"serves {_kinds(context.served)}: {count} ranks would run as {count} worlds of size 1",
             hint=_hint(context, kinds),
         )
@@ -89,9 +90,10 @@ def _kinds(kinds: frozenset[PmiKind]) -> str:
 
 
 def _described(libraries: tuple[MpiLibrary, ...], kinds: frozenset[PmiKind]) -> str:
-    """``MPICH (/usr/lib/libmpich.so.12) speaks pmi1 and pmi2``."""
-    names = [f"{NAMES[library.family]} ({shown(library.path)})" for library in libraries[:3]]
-    return f"{', '.join(names) or 'by --mpi'} speaks {_kinds(kinds)}"
+    """``MPICH (/usr/lib/libmpich.so.12) speaks pmi1 and pmi2``: one library of each family is named."""
+    first = {library.family: library for library in reversed(libraries)}
+    names = [f"{NAMES[family]} ({shown(library.path)})" for family, library in first.items()]
+    return f"{' and '.join(names) or 'by --mpi'} {'speak' if len(names) > 1 else 'speaks'} {_kinds(kinds)}"
 
 
 def _place(context: StepContext) -> str:

@@ -55,10 +55,14 @@ class ImageFacts:
 
 @frozen
 class NodePaths:
-    """Paths of this installation and node: the front executable, the directory of events."""
+    """Paths of this installation and node: the front executable, the directory of events.
+
+    pmix: where Slurm's PMIx clients keep files, None outside a step that has any.
+    """
 
     front: str
     events: str
+    pmix: str | None = None
 
 
 @frozen
@@ -116,7 +120,7 @@ def _local_launch(
 def _mounts(request: RunRequest, facts: Facts) -> list[Mount]:
     home = facts.user.home if request.home else None
     mounts = binds.fixed_mounts(request.shm_size)
-    mounts += binds.step_mounts()
+    mounts += binds.step_mounts(facts.paths.pmix)
     mounts += binds.user_mounts(home, facts.context.cwd, request.binds)
     mounts += [
         GeneratedFile("/etc/passwd", merge_passwd(facts.inside.passwd, facts.user)),

@@ -50,7 +50,7 @@ def plan_node(
         user=facts.user_facts(environment),
         inside=facts.image_facts(image, local_launch=request.ntasks is not None),
         context=context,
-        paths=facts.node_paths(runtime),
+        paths=facts.node_paths(runtime, context),
         guards=guards,
         seccomp=seccomp.default_filter(runtime) if request.seccomp else b"",
     )
