@@ -17,13 +17,14 @@ This module is what a start with the image present needs; making an image presen
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Mapping
 
 from hpcpod.config import runtime_directory, store_directory
-from hpcpod.errors import ImageInvalid, StoreUnusable
+from hpcpod.errors import ImageInvalid, StoreFull, StoreUnusable
 from hpcpod.frozen import frozen
 from hpcpod.images.layout import open_layout
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
@@ -148,7 +149,8 @@ def _make(store: Store) -> bytes:
             os.close(fd)
         os.rename(temporary, f"{store.directory}/version")
     except OSError as error:
-        raise StoreUnusable(
+        kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnusable
+        raise kind(
             f"image store {store.directory}: cannot be made: {os.strerror(error.errno or 0).lower()}",
             hint="choose another with HPCPOD_STORE, on a disk of this node",
         ) from None
