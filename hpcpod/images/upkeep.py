@@ -79,8 +79,8 @@ def remove(store: Store, digest: str) -> None:
 def in_use(rootfs: str) -> int | None:
     """A process of this user that has the tree mounted, or None.
 
-    Looks at each process's mounts (proc(5), mountinfo): the tree as root of a bind mount, or its name in the
-    source or options of an overlay.
+    Looks at each process's mounts (proc(5), mountinfo): the tree as root of a bind mount, or in an overlay
+    its name among the options, or its digest as the source, which is what pods have.
     """
     try:
         device = os.stat(rootfs).st_dev
@@ -94,18 +94,19 @@ def in_use(rootfs: str) -> int | None:
 
 def _has_mounted(pid: int, rootfs: str, device: int) -> bool:
     name = rootfs.rsplit("/", 2)[-2]
+    digest = name.replace("-", ":", 1)
     number = f"{os.major(device)}:{os.minor(device)}"
     try:
         with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
             for line in lines:
-                if name not in line:
+                if name not in line and digest not in line:
                     continue
                 before, _, after = line.partition(" - ")
                 fields = before.split(" ")
                 bound = fields[_MOUNTINFO_DEVICE] == number and fields[_MOUNTINFO_ROOT].endswith(
                     f"/images/{name}/{ROOTFS}"
                 )
-                if bound or name in after:
+                if bound or name in after or digest in after:
                     return True
     except OSError:
         # Ended meanwhile, or another user's: that one cannot run from a store of mode 0700.

@@ -213,25 +213,11 @@ static int mount_scratch(struct assembly *a, const char *size, struct fault *f)
 	return 0;
 }
 
-/* The image's directory in the store, sha256-HEX: `hpcpod image rm` looks for it in the mount table. */
-static const char *image_name(const struct assembly *a, char *link, size_t size)
+/* An overlay of the scratch layer over the image: as upper layer if the pod is writable, else as another lower.
+ * Its source in the mount table is the image's digest, by which `hpcpod image rm` knows an image in use. */
+static int overlay_root(const struct assembly *a, const char *digest, bool writable, struct fault *f)
 {
-	char self[32], *slash;
-	ssize_t n;
-
-	snprintf(self, sizeof self, "/proc/self/fd/%d", a->tree);
-	n = readlink(self, link, size - 1);
-	link[n < 0 ? 0 : n] = '\0';
-	if ((slash = strrchr(link, '/')))
-		*slash = '\0';
-	slash = strrchr(link, '/');
-	return slash && strlen(slash) < 200 ? slash + 1 : "hpcpod"; /* fsconfig(2) takes 255 bytes */
-}
-
-/* An overlay of the scratch layer over the image: as upper layer if the pod is writable, else as another lower. */
-static int overlay_root(const struct assembly *a, bool writable, struct fault *f)
-{
-	char layer[64], tree[64], lower[160], work[64], link[PATH_MAX];
+	char layer[64], tree[64], lower[160], work[64];
 	int fs = sys_fsopen("overlay"), mounted;
 	bool ok;
 
@@ -240,7 +226,7 @@ static int overlay_root(const struct assembly *a, bool writable, struct fault *f
 	snprintf(work, sizeof work, "/proc/self/fd/%d/work", a->scratch);
 	snprintf(tree, sizeof tree, "/proc/self/fd/%d", a->tree);
 	snprintf(lower, sizeof lower, "%s%s%s", writable ? "" : layer, writable ? "" : ":", tree);
-	ok = fs >= 0 && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", image_name(a, link, sizeof link)) == 0 &&
+	ok = fs >= 0 && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", digest ? digest : "hpcpod") == 0 &&
 	     sys_fsconfig(fs, FSCONFIG_SET_FLAG, "userxattr", NULL) == 0 &&
 	     sys_fsconfig(fs, FSCONFIG_SET_STRING, "lowerdir", lower) == 0;
 	if (ok && writable)
@@ -284,7 +270,7 @@ int make_root(const struct record *record, struct assembly *a, struct fault *f)
 	if (layer < 0 || make_mount_points(a, layer, &layered, f) < 0)
 		return layer < 0 ? fail_errno(f, "mount", "memory file system for the pod") : -1;
 	close(layer);
-	mounted = layered ? overlay_root(a, size != NULL, f) : bind_root(a, f);
+	mounted = layered ? overlay_root(a, record_word(record, OP_DIGEST), size != NULL, f) : bind_root(a, f);
 	place = openat(a->scratch, "root", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (mounted < 0)
 		return -1;
