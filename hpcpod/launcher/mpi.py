@@ -96,8 +96,13 @@ def _described(libraries: tuple[MpiLibrary, ...], kinds: frozenset[PmiKind]) -> 
     return f"{' and '.join(names) or 'by --mpi'} {'speak' if len(names) > 1 else 'speaks'} {_kinds(kinds)}"
 
 
+def _by_mpiexec(context: StepContext) -> bool:
+    """Whether an mpiexec of the node started the rank, and not srun (scheduler_plugins.pmi)."""
+    return any(name in context.environment for name in ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"))
+
+
 def _place(context: StepContext) -> str:
-    if context.launcher == "slurm":
+    if context.launcher == "slurm" and not _by_mpiexec(context):
         return f"Slurm step {context.job_id}.{context.step_id}"
     return "the mpiexec that started this rank"
 
@@ -106,6 +111,8 @@ def _hint(context: StepContext, kinds: frozenset[PmiKind]) -> str:
     without = "if the program does not use MPI, hpcpod run --mpi=none"
     if context.launcher != "slurm":
         return f"hpcpod run -n {context.ntasks} uses the image's own mpiexec; {without}"
+    if _by_mpiexec(context):
+        return f"start the ranks with srun, or with an mpiexec of the image's family; {without}"
     ways = [f"srun --mpi={kind.value}" for kind in (PmiKind.PMI2, PmiKind.PMIX) if kind in kinds]
     return f"{' or '.join(ways)} starts this image's MPI (srun --mpi=list shows what there is); {without}"
 

@@ -15,12 +15,13 @@ GOT_POD = {
     "waited": "waited",
     "created": "created pod",
     "prepared": "prepared",
-    "launched": "launched",
 }
 """Rows for the time from start to found: ranks of a node that wait, and the one that they wait for, differ
 by design and are no sample of the same thing."""
+LAUNCHED, MPIEXEC = "launched", "mpiexec"
+"""How of a rank that the image's mpiexec started; row for the time that mpiexec took."""
 ENTER, EXEC, TOTAL = "enter", "exec", "start to exec"
-RANK_ORDER = (*GOT_POD.values(), ENTER, EXEC, TOTAL)
+RANK_ORDER = (*GOT_POD.values(), ENTER, MPIEXEC, EXEC, TOTAL)
 
 
 @frozen
@@ -45,6 +46,21 @@ class PhaseFigures:
 
 
 @frozen
+class Start:
+    """One rank's start.  phases: (name, nanoseconds) in order; the last is TOTAL."""
+
+    rank: int
+    node: str
+    pid: int
+    phases: tuple[tuple[str, int], ...]
+
+    @property
+    def total_ns(self) -> int:
+        """From the start of the front, the rank's or its mpiexec's, to the rank's program."""
+        return self.phases[-1][1]
+
+
+@frozen
 class Report:
     """One scope's start.
 
@@ -66,7 +82,7 @@ class Report:
     last_exec_ns: int
     prepare: tuple[PhaseFigures, ...]
     rank: tuple[PhaseFigures, ...]
-    slowest: RankEvent
+    slowest: Start
 
 
 def percentile(ordered: list[Sample], percent: int) -> Sample:
@@ -86,21 +102,42 @@ def _figures(name: str, samples: list[Sample]) -> PhaseFigures:
     )
 
 
-def rank_phases(event: RankEvent) -> tuple[tuple[str, int], ...]:
-    """(name, nanoseconds) of one rank's phases, in order."""
+def _pod_phases(event: RankEvent) -> tuple[tuple[str, int], ...]:
+    """How a process came into the pod: a rank's, or that of a local launch's mpiexec."""
     return (
         (GOT_POD[event.how], event.found_ns - event.start_ns),
         (ENTER, event.entered_ns - event.found_ns),
-        (EXEC, event.exec_ns - event.entered_ns),
-        (TOTAL, event.exec_ns - event.start_ns),
     )
 
 
-def _rank_table(events: Iterable[RankEvent]) -> tuple[PhaseFigures, ...]:
+def _start_of(event: RankEvent, front: RankEvent | None) -> Start:
+    """One rank's phases; front: the process that became the mpiexec which started it."""
+    if event.how != LAUNCHED:
+        phases = _pod_phases(event)
+        begin = event.start_ns
+    elif front is not None and front.exec_ns <= event.start_ns:
+        phases = (*_pod_phases(front), (MPIEXEC, event.start_ns - front.exec_ns))
+        begin = front.start_ns
+    else:
+        phases, begin = (), event.start_ns
+    last = ((EXEC, event.exec_ns - event.entered_ns), (TOTAL, event.exec_ns - begin))
+    return Start(event.origin.rank, event.origin.node, event.pid, (*phases, *last))
+
+
+def _starts(events: list[RankEvent]) -> list[Start]:
+    """The ranks' starts.  In a local launch the event that is no rank's is its mpiexec's."""
+    launched = [event for event in events if event.how == LAUNCHED]
+    fronts = [event for event in events if event.how != LAUNCHED]
+    if not launched:
+        return [_start_of(event, None) for event in events]
+    return [_start_of(event, fronts[0] if fronts else None) for event in launched]
+
+
+def _rank_table(starts: Iterable[Start]) -> tuple[PhaseFigures, ...]:
     samples: dict[str, list[Sample]] = {}
-    for event in events:
-        for name, duration in rank_phases(event):
-            samples.setdefault(name, []).append(Sample(duration, event.origin.node, event.origin.rank))
+    for start in starts:
+        for name, duration in start.phases:
+            samples.setdefault(name, []).append(Sample(duration, start.node, start.rank))
     return tuple(_figures(name, samples[name]) for name in RANK_ORDER if name in samples)
 
 
@@ -119,6 +156,7 @@ def _report(ranks: list[RankEvent], prepares: list[PrepareEvent]) -> Report:
     origins: list[Origin] = [event.origin for event in ranks]
     origins += [event.origin for event in prepares]
     first = origins[0]
+    starts = _starts(ranks)
     return Report(
         launcher=first.launcher,
         job=first.job,
@@ -127,13 +165,13 @@ def _report(ranks: list[RankEvent], prepares: list[PrepareEvent]) -> Report:
         images=tuple(sorted({origin.image for origin in origins})),
         digests=tuple(sorted({event.digest for event in prepares if event.digest})),
         nodes=tuple(sorted({origin.node for origin in origins})),
-        ranks=len({event.origin.rank for event in ranks}),
-        starts=len(ranks),
+        ranks=len({start.rank for start in starts}),
+        starts=len(starts),
         first_start_ns=min(event.start_ns for event in ranks),
         last_exec_ns=max(event.exec_ns for event in ranks),
         prepare=_prepare_table(prepares),
-        rank=_rank_table(ranks),
-        slowest=max(ranks, key=lambda e: (e.exec_ns - e.start_ns, e.origin.node, e.origin.rank, e.pid)),
+        rank=_rank_table(starts),
+        slowest=max(starts, key=lambda start: (start.total_ns, start.node, start.rank, start.pid)),
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hpcpod.launcher.events import VERSION
-from hpcpod.launcher.report import TOTAL, PhaseFigures, Report, Sample, rank_phases
+from hpcpod.launcher.report import PhaseFigures, Report, Sample
 from hpcpod.log import shown
 
 WIDTH = 100
@@ -66,12 +66,9 @@ def _image(report: Report) -> str:
 
 
 def _slowest(report: Report) -> str:
-    event = report.slowest
-    parts = dict(rank_phases(event))
-    total = parts.pop(TOTAL)
-    told = ", ".join(f"{name} {milliseconds(duration)}" for name, duration in parts.items())
-    node = shown(event.origin.node)
-    return f"slowest: rank {event.origin.rank} on {node}, {milliseconds(total)} ms: {told}"
+    start = report.slowest
+    told = ", ".join(f"{name} {milliseconds(duration)}" for name, duration in start.phases[:-1])
+    return f"slowest: rank {start.rank} on {shown(start.node)}, {milliseconds(start.total_ns)} ms: {told}"
 
 
 def table(report: Report, *, symbol: str = "█") -> str:
@@ -101,7 +98,7 @@ def _phase_data(figures: PhaseFigures) -> dict[str, object]:
 
 
 def _report_data(report: Report) -> dict[str, object]:
-    event = report.slowest
+    start = report.slowest
     return {
         "launcher": report.launcher,
         "job": report.job,
@@ -117,10 +114,10 @@ def _report_data(report: Report) -> dict[str, object]:
         "prepare": [_phase_data(figures) for figures in report.prepare],
         "rank": [_phase_data(figures) for figures in report.rank],
         "slowest": {
-            "rank": event.origin.rank,
-            "node": event.origin.node,
-            "pid": event.pid,
-            "phases": [{"phase": name, "ns": duration} for name, duration in rank_phases(event)],
+            "rank": start.rank,
+            "node": start.node,
+            "pid": start.pid,
+            "phases": [{"phase": name, "ns": duration} for name, duration in start.phases],
         },
     }
 

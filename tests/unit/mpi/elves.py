@@ -20,7 +20,7 @@ def _strings(named: Sequence[tuple[int, str]]) -> tuple[bytes, list[tuple[int, i
     return table, entries
 
 
-def elf(  # noqa: PLR0913 - the parts of a dynamic section
+def elf(
     *,
     needed: Sequence[str] = (),
     soname: str = "",

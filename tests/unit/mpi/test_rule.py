@@ -112,6 +112,19 @@ def test_an_mpiexec_of_the_host_that_does_not_fit_is_refused() -> None:
     assert "hpcpod run -n 4" in caught.value.hint
 
 
+def test_in_a_job_too_it_is_the_mpiexec_that_does_not_fit() -> None:
+    with pytest.raises(MpiMismatch, match="the mpiexec that started this rank serves pmix") as caught:
+        check(step(PMIX, OMPI_COMM_WORLD_SIZE="4"), (MPICH,), "auto", MAYBE)
+    assert caught.value.hint is not None
+    assert "mpiexec of the image's family" in caught.value.hint
+
+
+def test_one_library_of_each_family_is_named() -> None:
+    abi = MpiLibrary(MpiFamily.MPICH, "/usr/lib/libmpi_abi.so.1", BY_FD)
+    with pytest.raises(MpiMismatch, match=r"image: MPICH \(/usr/lib/libmpich.so.12\) speaks pmi1 and pmi2;"):
+        check(step(PMIX), (MPICH, abi), "auto", MAYBE)
+
+
 def test_a_path_of_an_image_is_shown_escaped() -> None:
     evil = MpiLibrary(MpiFamily.MPICH, "/opt/\x1b[31m\n/libmpi.so", BY_FD)
     with pytest.raises(MpiMismatch) as caught:
