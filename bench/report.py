@@ -114,7 +114,8 @@ def slurm_section(result: Result) -> list[str]:
     """Tables of bench.slurm."""
     rows = result.parts["srun"]
     parts = ["## Through Slurm", "", PROSE_SLURM, "", markdown_table(*slurm_tables.table(rows)), ""]
-    return [*parts, *(f"- {row.name}: {row.about}" for row in rows), ""]
+    parts += [f"- {row.name}: {row.about}" for row in rows]
+    return [*parts, *(f"- {note}" for note in result.notes), ""]
 
 
 SECTIONS = {"startup": startup_section, "unpack": unpack_section, "slurm": slurm_section}

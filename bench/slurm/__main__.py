@@ -137,6 +137,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="launches of each kind")
     parser.add_argument("--quick", action="store_true", help=f"the same as --rounds {QUICK_ROUNDS}")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), metavar="DIR")
+    parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="kept with the result")
     return parser.parse_args(argv)
 
 
@@ -152,7 +153,10 @@ def _run(options: argparse.Namespace) -> Result:
         rounds = QUICK_ROUNDS if options.quick else options.rounds
         launches = measure(cluster, every, inside, rounds)
         left = cluster.wait_idle()
-    notes = [f"states of the nodes afterwards: {' '.join(f'{node} {state}' for node, state in left.items())}"]
+    notes = [
+        *options.note,
+        f"states of the nodes afterwards: {' '.join(f'{node} {state}' for node, state in left.items())}",
+    ]
     head |= {"load_after": load(), "image": layout.name}
     return Result("slurm", head, versions(), notes, {"srun": _rows(every, launches)}, [])
 

@@ -35,6 +35,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=180.0, metavar="SECONDS", help="time to measure")
     parser.add_argument("--quick", action="store_true", help="the same as --budget 15")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), metavar="DIR")
+    parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="kept with the result")
     return parser.parse_args(argv)
 
 
@@ -144,7 +145,7 @@ def _run(options: argparse.Namespace, account: Account, scratch: Path) -> Result
     if crun_outside:
         changes.append(f"crun on the machine as it is: {crun_outside}")
     head |= {"load_after": load(), "root": file_system_of(root), "image": options.image or "a bare tree"}
-    return Result("startup", head, versions(), changes, parts, refused)
+    return Result("startup", head, versions(), [*changes, *options.note], parts, refused)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -199,6 +199,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=120.0, metavar="SECONDS", help="time to measure")
     parser.add_argument("--quick", action="store_true", help="one run each")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), metavar="DIR")
+    parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="kept with the result")
     return parser.parse_args(argv)
 
 
@@ -231,7 +232,7 @@ def _run(options: argparse.Namespace, account: Account, places: dict[str, Path])
         "unpacked_mb": round(tree[0] / 1e6),
         "entries": tree[1],
     }
-    notes = ["umoci 0.4.7 cannot read zstd layers; that row stands alone"]
+    notes = [*options.note, "umoci 0.4.7 cannot read zstd layers; that row stands alone"]
     return Result("unpack", head, versions(), notes, parts, refused)
 
 
