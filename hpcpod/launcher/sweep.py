@@ -8,6 +8,7 @@ lock that can be had (locks).  Another job's live pod therefore never goes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -28,43 +29,52 @@ def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
         return
 
 
-def _has_reader(fifo: str) -> bool:
-    """Whether somebody reads this FIFO: opening it for writing fails with ENXIO otherwise (fifo(7))."""
+def _has_reader(directory: int) -> bool:
+    """Whether somebody reads the FIFO in here: else opening it for writing fails with ENXIO (fifo(7))."""
     try:
-        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
+        os.close(os.open("members", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=directory))
     except OSError as error:
         return error.errno not in (errno.ENXIO, errno.ENOENT)
     return True
 
 
 def _process_lives(pid: str) -> bool:
-    return pid.isdigit() and os.path.exists(f"/proc/{pid}")
-
-
-def _remove_pod(path: str) -> None:
-    """Rename first, so that nobody enters it any more; then remove what a pod's directory can hold."""
-    hidden = os.path.join(os.path.dirname(path), f".dead-{os.getpid()}-{os.path.basename(path).lstrip('.')}")
     try:
-        os.rename(path, hidden)
-        for entry in _entries(hidden):
-            os.unlink(entry.path)
-        os.rmdir(hidden)
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return pid.isdigit() and state not in "ZX"  # a dead one whose parent has not looked yet
+
+
+def _remove_if_dead(path: str) -> bool:
+    """Remove a pod's directory whose holder, or maker, is dead; whether it was.
+
+    By descriptor: a new pod that takes the name meanwhile keeps its files, and is no empty directory.
+    """
+    name = os.path.basename(path)
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:  # another sweep was faster
-        return
+        return False
+    try:
+        if _process_lives(name[1:]) if name.startswith(".") else _has_reader(directory):
+            return False
+        for entry in os.listdir(directory):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry, dir_fd=directory)
+        os.rmdir(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise
+    finally:
+        os.close(directory)
+    return True
 
 
 def sweep_pods(runtime: str) -> int:
     """Remove pods whose holder is dead, and half-made ones whose maker is; how many there were."""
-    removed = 0
-    for entry in _entries(os.path.join(runtime, "pods")):
-        if entry.name.startswith("."):
-            dead = not _process_lives(entry.name[1:])
-        else:
-            dead = not _has_reader(os.path.join(entry.path, "members"))
-        if dead:
-            _remove_pod(entry.path)
-            removed += 1
-    return removed
+    return sum(_remove_if_dead(entry.path) for entry in _entries(os.path.join(runtime, "pods")))
 
 
 def _old(entry: os.DirEntry[str], seconds: float) -> bool:

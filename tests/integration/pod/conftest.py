@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -134,10 +135,11 @@ class Pods:
         for process in self.started:
             process.communicate()
         for pod in self.pods():
-            pid = int(os.readlink(pod / "holder"))
-            if alive(pid) and Path(f"/proc/{pid}/comm").read_text().strip() == "hpcpod-holder":
-                os.kill(pid, signal.SIGTERM)
-                wait_for(functools.partial(gone, pid), f"holder {pid} ends")
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends by itself meanwhile
+                pid = int(os.readlink(pod / "holder"))
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "hpcpod-holder":
+                    os.kill(pid, signal.SIGTERM)
+                    wait_for(functools.partial(gone, pid), f"holder {pid} ends")
 
 
 def alive(pid: int) -> bool:
