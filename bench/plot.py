@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -37,6 +37,32 @@ def _spread(wanted: Sequence[float]) -> list[float]:
     return [y - over for y in placed]
 
 
+def _grid(low: int, high: float, y: Callable[[float], float]) -> list[str]:
+    """A line and its label at 1, 2 and 5 of each power of ten."""
+    parts = []
+    values = [tick * 10.0**exponent for exponent in range(low, math.ceil(high)) for tick in (1, 2, 5)]
+    for value in (value for value in values if value <= 10**high):
+        shade = "#bbb" if math.log10(value).is_integer() else "#eee"
+        grid = f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y(value):.1f}' y2='{y(value):.1f}' "
+        parts.append(f"{grid}stroke='{shade}'/>")
+        parts.append(_text(LEFT - 8, y(value) + 4, f"{value:g} ms", "text-anchor='end'"))
+    return parts
+
+
+def _curve(line: Line, label: float, x: Callable[[int], float], y: Callable[[float], float]) -> list[str]:
+    """One contender: the line, its dots, and its name at the height `label`."""
+    path = " ".join(f"{x(count):.1f},{y(value):.1f}" for count, value in line.points)
+    dash = " stroke-dasharray='5,4'" if line.dashed else ""
+    width = 3 if line.name.startswith("hpcpod") else 1.8
+    weight = " font-weight='bold'" if width == 3 else ""
+    words = f"{line.name}, {line.points[-1][1]:.0f} ms"
+    return [
+        f"<polyline points='{path}' fill='none' stroke='{line.colour}' stroke-width='{width}'{dash}/>",
+        *(f"<circle cx='{x(n):.1f}' cy='{y(v):.1f}' r='3' fill='{line.colour}'/>" for n, v in line.points),
+        _text(WIDTH - RIGHT + 12, label, words, f"fill='{line.colour}'{weight}"),
+    ]
+
+
 def svg(title: str, lines: Sequence[Line]) -> str:
     """The picture; every line needs at least one point, all values above 0."""
     counts = sorted({count for line in lines for count, _ in line.points})
@@ -57,29 +83,10 @@ def svg(title: str, lines: Sequence[Line]) -> str:
         _text(LEFT, 22, title, "font-weight='bold'"),
         _text(LEFT + wide / 2, HEIGHT - 15, "ranks started at once on one node", "text-anchor='middle'"),
     ]
-    for exponent in range(low, math.ceil(high)):
-        for tick in (1, 2, 5):
-            value = tick * 10.0**exponent
-            if value <= 10**high:
-                shade = "#bbb" if tick == 1 else "#eee"
-                grid = f"<line x1='{LEFT}' x2='{LEFT + wide}' y1='{y(value):.1f}' y2='{y(value):.1f}' "
-                parts.append(f"{grid}stroke='{shade}'/>")
-                parts.append(_text(LEFT - 8, y(value) + 4, f"{value:g} ms", "text-anchor='end'"))
+    parts += _grid(low, high, y)
     parts += [_text(x(count), TOP + tall + 20, str(count), "text-anchor='middle'") for count in counts]
     ordered = sorted(lines, key=lambda line: -line.points[-1][1])
     labels = _spread([y(line.points[-1][1]) + 4 for line in ordered])
     for line, label in zip(ordered, labels, strict=True):
-        path = " ".join(f"{x(count):.1f},{y(value):.1f}" for count, value in line.points)
-        dash = " stroke-dasharray='5,4'" if line.dashed else ""
-        width = 3 if line.name.startswith("hpcpod") else 1.8
-        parts.append(
-            f"<polyline points='{path}' fill='none' stroke='{line.colour}' stroke-width='{width}'{dash}/>"
-        )
-        dots = (
-            f"<circle cx='{x(n):.1f}' cy='{y(v):.1f}' r='3' fill='{line.colour}'/>" for n, v in line.points
-        )
-        parts += dots
-        weight = " font-weight='bold'" if width == 3 else ""
-        words = f"{line.name}, {line.points[-1][1]:.0f} ms"
-        parts.append(_text(LEFT + wide + 12, label, words, f"fill='{line.colour}'{weight}"))
+        parts += _curve(line, label, x, y)
     return "\n".join([*parts, "</svg>", ""])
