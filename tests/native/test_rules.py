@@ -131,6 +131,13 @@ def test_words_do_not_run_together_in_the_plans_name(call: Call) -> None:
     assert plan_name(call, "--env", "ab", "c") != plan_name(call, "--env", "a", "bc")
 
 
+@pytest.mark.needs("root")
+def test_groups_count_many_as_they_may_be(call: Call) -> None:
+    many = [*range(20000, 20100)]
+    names = {plan_name(call, "ref", extra_groups=groups) for groups in ([], [20000], many, [*many[:-1], 7])}
+    assert len(names) == 4
+
+
 def test_thousands_of_options_count(call: Call) -> None:
     many = [word for n in range(5000) for word in ("--env", f"A{n}=1")]
     assert plan_name(call, *many, "ref") != plan_name(call, *many[:-1], "A=2", "ref")

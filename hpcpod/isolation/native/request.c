@@ -10,6 +10,8 @@
 #include "options.h"
 #include "version.h"
 
+enum { GROUPS_MAX = 65536 }; /* the kernel's NGROUPS_MAX; musl's is 32 */
+
 #define OPTION_COUNT (sizeof run_options / sizeof run_options[0])
 
 /*
@@ -44,8 +46,8 @@ static hash_t hash_number(hash_t hash, unsigned long number)
 
 static hash_t hash_identity(hash_t hash)
 {
-	gid_t groups[NGROUPS_MAX];
-	int count = getgroups(NGROUPS_MAX, groups);
+	static gid_t groups[GROUPS_MAX];
+	int count = getgroups(GROUPS_MAX, groups);
 
 	hash = hash_number(hash_number(hash, getuid()), getgid());
 	for (int i = 0; i < count; i++)

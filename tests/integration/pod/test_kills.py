@@ -14,8 +14,8 @@ from tests.integration.pod.conftest import Pods, gone, step, wait_for
 pytestmark = pytest.mark.needs("plain", "userns", "native", "strace")
 
 CALLS = (
-    "flock", "pipe2", "fork", "setsid", "unshare", "move_mount", "pivot_root", "umount2", "mkdirat", "mknodat",
-    "linkat", "symlinkat", "renameat", "epoll_create1", "epoll_ctl", "capset", "write", "setns",
+    "flock", "pipe2", "fork", "setsid", "unshare", "move_mount", "pivot_root", "umount2", "mkdirat",
+    "mknodat", "linkat", "symlinkat", "renameat", "epoll_create1", "epoll_ctl", "capset", "write", "setns",
 )  # fmt: skip
 
 

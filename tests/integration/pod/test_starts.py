@@ -90,6 +90,21 @@ def test_a_little_stack(pods: Pods, env: dict[str, str]) -> None:
     assert pods.run("true", before=prepared(setup), env=env).returncode == 0
 
 
+@pytest.mark.needs("plain", "root", "userns", "native")
+def test_a_plan_is_for_these_groups_alone(plain_pods: Pods) -> None:
+    """Also where there are more than the C library's own limit."""
+    many = [*range(20000, 20100)]
+    environment = plain_pods.account.environment({"HPCPOD_STORE": str(plain_pods.store)})
+    for groups in (many, [*many[:-1], 7], many):
+        drop = ["setpriv", "--reuid=1001", "--regid=1001", f"--groups={','.join(map(str, groups))}"]
+        done = subprocess.run(
+            [*drop, *plain_pods.words(["grep", "-c", ":u1001$", "/etc/group"])],
+            env=environment, cwd="/", capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, "101\n"), done.stderr
+    assert len(list((plain_pods.runtime / "plans").iterdir())) == 2
+
+
 def test_limits_pass(pods: Pods) -> None:
     setup = "r = resource; r.setrlimit(r.RLIMIT_NOFILE, (100, 200)); r.setrlimit(r.RLIMIT_CORE, (0, 0))"
     assert (
