@@ -15,6 +15,7 @@ from hpcpod.images.inside import Inside
 from hpcpod.images.mpi_scan import find_mpi, program_may_use_mpi
 from hpcpod.launcher import mpi
 from hpcpod.launcher.environment import DEFAULT_PATH
+from hpcpod.model import StepContext
 from hpcpod.scheduler_plugins import recognise
 
 
@@ -26,9 +27,8 @@ def find_program(inside: Inside, name: str, path: str) -> str:
     return next((found for found in candidates if inside.resolve(found)), name)
 
 
-def check(rootfs: str, mode: str, program: Sequence[str], path: str) -> None:
+def check(context: StepContext, rootfs: str, mode: str, program: Sequence[str], path: str) -> None:
     """Raise MpiMismatch when the step's ranks would fall apart into worlds of size one."""
-    context = recognise(os.environ, cwd="/", node=os.uname().nodename)
     search = tuple(directory for directory in path.split(":") if directory.startswith("/"))
     libraries = find_mpi(rootfs, search)
     where = find_program(Inside(rootfs), program[0], path) if program else ""
@@ -38,10 +38,13 @@ def check(rootfs: str, mode: str, program: Sequence[str], path: str) -> None:
 def main(arguments: Sequence[str]) -> int:
     """The exit status; only the first rank says what is wrong, the others would repeat it."""
     rootfs, mode, path, *program = arguments
+    rank = 0
     try:
-        check(rootfs, mode, program, path or DEFAULT_PATH)
+        context = recognise(os.environ, cwd="/", node=os.uname().nodename)
+        rank = context.rank
+        check(context, rootfs, mode, program, path or DEFAULT_PATH)
     except MpiMismatch as error:
-        if os.environ.get("SLURM_PROCID", "0") == "0":
+        if rank == 0:
             sys.stderr.write(error.lines())
         return error.exit_code
     except HpcpodError as error:

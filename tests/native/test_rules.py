@@ -169,9 +169,11 @@ def test_a_captured_environment_is_read_as_it_was(call: Call, name: str) -> None
             expected["node"] = os.uname().nodename
     if expected["launcher"] == "local":
         expected["node"] = os.uname().nodename
-        assert re.fullmatch(r"local-\d+-\d+", found.pop("scope")) and expected.pop("scope") == ""
+        together = expected["local_ntasks"] != 1
+        own_scope = rf"mpiexec-{os.getpid()}" if together else r"local-\d+-\d+"
+        assert re.fullmatch(own_scope, found.pop("scope")) and expected.pop("scope") == ""
     assert {key: found[key] for key in expected} == {key: str(value) for key, value in expected.items()}
-    assert found["shared"] == str(int(expected["launcher"] == "slurm" and expected["local_ntasks"] != 1))
+    assert found["shared"] == str(int(expected["local_ntasks"] != 1))
 
 
 _VALUES = [

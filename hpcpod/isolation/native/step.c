@@ -236,6 +236,16 @@ static int recognise_slurm(struct step *step, bool by_mpiexec, struct fault *f)
 	return 0;
 }
 
+/*
+ * Ranks of an mpiexec outside any scheduler share a pod like those of a step: /dev/shm is the pod's own, and MPI's
+ * shared memory lies there.  They are children of one agent (hydra's proxy, Open MPI's daemon) on each node.
+ */
+static void share_by_agent(struct step *step)
+{
+	step->shared = true;
+	snprintf(step->scope, sizeof step->scope, "mpiexec-%d", getppid());
+}
+
 int step_recognise(struct step *step, struct fault *f)
 {
 	int by_mpiexec;
@@ -248,5 +258,7 @@ int step_recognise(struct step *step, struct fault *f)
 	by_mpiexec = recognise_mpiexec(step, f);
 	if (by_mpiexec < 0 || recognise_slurm(step, by_mpiexec > 0, f) < 0)
 		return -1;
+	if (by_mpiexec && step->local_ntasks > 1 && !step->job[0])
+		share_by_agent(step);
 	return recognise_pmi(step, f);
 }
