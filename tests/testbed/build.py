@@ -154,11 +154,11 @@ def layout_from(archive: Path, layout: Path) -> Path:
     return layout
 
 
-def configure(layout: Path, *, venv: bool) -> None:
+def configure(layout: Path, env: Sequence[str], *, venv: bool) -> None:
     """Give the image the environment and the command that its users expect; drop blobs no longer used."""
     path = f"/{VENV}/bin:{SYSTEM_PATH}" if venv else SYSTEM_PATH
-    options = [f"--config.env=PATH={path}", "--config.env=LANG=C.UTF-8", "--config.cmd=bash"]
-    _run(["umoci", "config", "--image", f"{layout}:latest", *options])
+    options = [f"--config.env={word}" for word in (f"PATH={path}", "LANG=C.UTF-8", *env)]
+    _run(["umoci", "config", "--image", f"{layout}:latest", "--config.cmd=bash", *options])
     _run(["umoci", "gc", "--layout", layout])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ GRACE = 3
 """Seconds between SIGTERM and SIGKILL for a program that ran out of time."""
 
 TIMED_OUT = (124, 137)
-"""Exit statuses of timeout(1) when it had to end the program."""
+"""Exit statuses of timeout(1) when it had to end the program; a program may have them on its own."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Entry:
         program running.  Raises subprocess.TimeoutExpired.
         """
         limited = ["timeout", f"--kill-after={GRACE}", str(timeout), *words]
+        started = time.monotonic()
         done = subprocess.run(
             self._command(limited, env, cwd),
             input=stdin or "",
@@ -132,6 +134,6 @@ class Entry:
             start_new_session=True,
             check=False,
         )
-        if done.returncode in TIMED_OUT:
+        if done.returncode in TIMED_OUT and time.monotonic() - started >= timeout:
             raise subprocess.TimeoutExpired(list(words), timeout, done.stdout, done.stderr)
         return subprocess.CompletedProcess(list(words), done.returncode, done.stdout, done.stderr)

@@ -72,9 +72,6 @@ ConstrainSwapSpace=no
 ConstrainDevices=no
 """
 
-MPI_CONF = "PMIxCliTmpDirBase=/var/spool/pmix\n"
-"""Slurm's PMIx names a folder by job only; where nodes share /tmp the second fails with EEXIST."""
-
 
 def slurm_conf(nodes: tuple[str, ...], extra: str) -> str:
     """slurm.conf(5) for these nodes; extra: further lines, such as hooks."""
@@ -129,7 +126,6 @@ def write_etc(etc: Path, nodes: tuple[str, ...], extra: str, plugstack: str, mun
         "group": group(Path("/etc/group").read_text()),
         "slurm/slurm.conf": slurm_conf(nodes, extra),
         "slurm/cgroup.conf": CGROUP_CONF,
-        "slurm/mpi.conf": MPI_CONF,
         "slurm/plugstack.conf": plugstack,
     }
     for name, text in texts.items():

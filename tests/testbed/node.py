@@ -110,7 +110,6 @@ def _fill(spec: NodeSpec, state: str) -> None:
     _own_directory("/run/munge", spec.munge, 0o755)
     _own_directory("/var/spool/slurmd", (0, 0), 0o755)
     _own_directory("/var/spool/slurmctld", spec.slurm, 0o755)
-    _own_directory("/var/spool/pmix", (0, 0), 0o1777)
     for person in Path(state, "home").iterdir():
         Path("/home", person.name).mkdir(parents=True, exist_ok=True)
         bind(str(person), f"/home/{person.name}")
