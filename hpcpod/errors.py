@@ -10,7 +10,10 @@ decides what a scheduler hook does with it: Slurm drains a node whose prolog end
 from __future__ import annotations
 
 from enum import Enum
-from typing import ClassVar
+
+TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 EXIT_HPCPOD = 125
 """hpcpod itself failed, before the program was started (as in docker-run(1) and podman-run(1))."""

@@ -10,9 +10,16 @@ records.  Type checkers know it as a dataclass (typing.dataclass_transform, PEP 
 
 from __future__ import annotations
 
-from typing import NoReturn, TypeVar, dataclass_transform
+TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
+if TYPE_CHECKING:
+    from typing import NoReturn, TypeVar, dataclass_transform
 
-T = TypeVar("T")
+    T = TypeVar("T")
+else:
+
+    def dataclass_transform(**_):
+        """Do what it does while a program runs: nothing."""
+        return lambda decorator: decorator
 
 
 def _init(self: object, *values: object, **named: object) -> None:

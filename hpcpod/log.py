@@ -10,7 +10,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol, TextIO
+
+TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
+if TYPE_CHECKING:
+    from typing import Protocol, TextIO
+else:
+    Protocol = object
 
 QUIET_SECONDS = 1.0
 """Work that ends sooner shows nothing."""

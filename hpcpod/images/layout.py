@@ -11,8 +11,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Protocol, Self
 
 from hpcpod.errors import ImageDigestMismatch, ImageInvalid, ImageNotFound
 from hpcpod.images.limits import Limits
@@ -21,6 +19,13 @@ from hpcpod.images.reference import Reference
 from hpcpod.images.strictjson import Fields, parse_object
 from hpcpod.log import shown
 from hpcpod.model import FileStamp
+
+TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Protocol, Self
+else:
+    Protocol = object
 
 INDEX = "index.json"
 MARK = "oci-layout"

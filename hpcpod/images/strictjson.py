@@ -9,11 +9,14 @@ absurd length are refused.  Fields are taken out by functions that check their t
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
 
 from hpcpod.errors import ImageInvalid, ImageLimitExceeded
 from hpcpod.images.limits import Limits
 from hpcpod.log import shown
+
+TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 INT_MAX = (1 << 63) - 1
 

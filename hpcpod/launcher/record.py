@@ -8,8 +8,6 @@ cannot be written down and is refused here.
 
 from __future__ import annotations
 
-from typing import assert_never
-
 from hpcpod.errors import ImageInvalid
 from hpcpod.model import (
     Bind,
@@ -27,9 +25,18 @@ from hpcpod.model import (
     Tmpfs,
 )
 
+TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
+if TYPE_CHECKING:
+    from typing import Never, NoReturn
+
 VERSION = "1"
 
 Words = list[str]
+
+
+def _assert_never(operation: Never) -> NoReturn:
+    """As typing.assert_never: mypy proves that no kind of operation arrives here."""
+    raise AssertionError(f"no words for {operation!r}")
 
 
 def _mount(mount: Mount) -> Words:
@@ -46,7 +53,7 @@ def _mount(mount: Mount) -> Words:
         case GeneratedFile():
             return ["file", mount.target, mount.content]
         case _:
-            assert_never(mount)
+            _assert_never(mount)
 
 
 def _env(op: EnvOp) -> Words:
@@ -60,7 +67,7 @@ def _env(op: EnvOp) -> Words:
         case EnvKeep():
             return ["env-keep", op.name]
         case _:
-            assert_never(op)
+            _assert_never(op)
 
 
 def _guard(stamp: FileStamp) -> Words:
