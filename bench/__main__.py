@@ -17,19 +17,23 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run them; the worst of their statuses."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a minute or two, for a first look")
+    parser.add_argument("--quick", action="store_true", help="a few minutes, for a first look")
+    parser.add_argument("--budget", metavar="SECONDS", help="time to measure, for start-up and for unpacking")
+    parser.add_argument("--rounds", metavar="N", help="launches of each kind through Slurm")
     options, rest = parser.parse_known_args(argv)
     words = [*(["--quick"] if options.quick else []), *rest]
-    parts = ["bench.startup", "bench.unpack"]
+    budget = ["--budget", options.budget] if options.budget else []
+    rounds = ["--rounds", options.rounds] if options.rounds else []
+    parts = {"bench.startup": budget, "bench.unpack": budget}
     if os.geteuid() == 0:
-        parts.append("bench.slurm")
+        parts["bench.slurm"] = rounds
     else:
         print("==> bench.slurm: left out, it needs root", flush=True)
     worst = 0
-    for part in parts:
+    for part, own in parts.items():
         print(f"==> {part}", flush=True)
         # A process each: the first moves into a mount namespace of its own.
-        worst = max(worst, subprocess.run([sys.executable, "-m", part, *words], check=False).returncode)
+        worst = max(worst, subprocess.run([sys.executable, "-m", part, *words, *own], check=False).returncode)
     return worst
 
 

@@ -19,6 +19,11 @@ def _median(rows: Sequence[Row], key: str, case: str) -> float | None:
     return summarise(values).median / 1000 if values else None
 
 
+def _cpu(rows: Sequence[Row], key: str, count: int) -> float:
+    row = next(row for row in rows if row.key == key)
+    return summarise(row.cpu_us[str(count)]).median / 1000 / count
+
+
 def _line(goal: str, seen: str, met: bool | None) -> list[str]:
     return [goal, seen, "not measured" if met is None else "yes" if met else "**no**"]
 
@@ -31,7 +36,10 @@ def _join(rows: Sequence[Row]) -> list[list[str]]:
     if ours is None or floor is None:
         lines = [_line(goal, "-", None)]
     else:
-        seen = f"{milliseconds(ours)} ms to {milliseconds(floor)} ms: {ours / floor:.2f}"
+        cpu = " to ".join(f"{_cpu(rows, key, 64):.2f}" for key in ("hpcpod-join", "floor-join"))
+        seen = (
+            f"{milliseconds(ours)} ms to {milliseconds(floor)} ms: {ours / floor:.2f} (CPU {cpu} ms per rank)"
+        )
         lines = [_line(goal, seen, ours / floor <= JOIN_OVER_FLOOR)]
     goal = "entering a ready pod: faster than a fresh start of every peer at N=1, 16, 64"
     best = {count: _best(rows, count) for count in COUNTS}

@@ -11,7 +11,7 @@ from html import escape
 WIDTH, HEIGHT = 860, 520
 LEFT, RIGHT, TOP, BOTTOM = 70, 250, 40, 60
 LABEL_HEIGHT = 16
-STYLE = "font-family='Helvetica,Arial,sans-serif' font-size='13'"
+STYLE = "font-family='Helvetica,Arial,DejaVu Sans,sans-serif' font-size='13'"
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,12 @@ def _spread(wanted: Sequence[float]) -> list[float]:
     return [y - over for y in placed]
 
 
-def _grid(low: int, high: float, y: Callable[[float], float]) -> list[str]:
+def _grid(low: float, high: float, y: Callable[[float], float]) -> list[str]:
     """A line and its label at 1, 2 and 5 of each power of ten."""
     parts = []
-    values = [tick * 10.0**exponent for exponent in range(low, math.ceil(high)) for tick in (1, 2, 5)]
-    for value in (value for value in values if value <= 10**high):
+    decades = range(math.floor(low), math.ceil(high))
+    values = [tick * 10.0**decade for decade in decades for tick in (1, 2, 5)]
+    for value in (value for value in values if 10**low <= value <= 10**high):
         shade = "#bbb" if math.log10(value).is_integer() else "#eee"
         grid = f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y(value):.1f}' y2='{y(value):.1f}' "
         parts.append(f"{grid}stroke='{shade}'/>")
@@ -67,7 +68,7 @@ def svg(title: str, lines: Sequence[Line]) -> str:
     """The picture; every line needs at least one point, all values above 0."""
     counts = sorted({count for line in lines for count, _ in line.points})
     values = [value for line in lines for _, value in line.points]
-    low, high = math.floor(math.log10(min(values))), math.log10(max(values) * 1.1)
+    low, high = math.log10(min(values) * 0.8), math.log10(max(values) * 1.1)
     wide, tall = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def x(count: int) -> float:

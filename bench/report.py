@@ -167,13 +167,16 @@ the very pod that hpcpod's ranks enter, fresh starts to `floor: fresh`.
 What is compared fairly: the same root directory, payload, user and launcher; no PID and no network
 namespace for anybody; bubblewrap, crun and the floor make the same mounts as hpcpod (Charliecloud has
 defaults of its own, fewer of them). hpcpod alone loads a system call filter, writes a start-up event for
-each rank and checks that its plan still holds; the others do not, and pay nothing for it. What is not
-the same: ranks that join a pod share its namespaces, fresh starts have their own, so the join rows are
-to be compared with joins. That a batch step's ranks can join at all, where the other tools start N
-containers, is the point of one pod per node; hence the comparison of joins with fresh starts that the
-goals make. `hpcpod run: new step` is what a step costs as a whole: the first rank makes the pod and the
-others join it. `no plan yet` is a user's first run of an image that is in the store: one Python start, N
-ranks wait for it."""
+each rank and checks that its plan still holds; the others do not, and pay nothing for it. It also binds
+/etc/hosts, for which many images have no mount point; its root is then an overlay, theirs a plain bind
+without /etc/hosts. The launcher starts a rank when the one before has reached its exec, as slurmstepd
+does, so that at N=64 part of the ranks' work hides behind the launcher's; the column of CPU time shows
+all of it. What is not the same: ranks that join a pod share its namespaces, fresh starts have their own,
+so the join rows are to be compared with joins. That a batch step's ranks can join at all, where the
+other tools start N containers, is the point of one pod per node; hence the comparison of joins with
+fresh starts that the goals make. `hpcpod run: new step` is what a step costs as a whole: the first rank
+makes the pod and the others join it. `no plan yet` is a user's first run of an image that is in the
+store: one Python start, N ranks wait for it."""
 
 PROSE_UNPACK = """\
 An OCI image layout, blobs in the page cache, to a directory that can be started from. Each run has a
@@ -181,8 +184,8 @@ fresh target and no tree is deleted before the last run, since extraction right 
 several times slower on ext4; the disk is synced between runs. hpcpod is the installed command, Python's
 start included, and flushes its tree to disk before it says that it is done; the others do not. GNU tar
 shows what extraction alone costs when nothing is verified. umoci is measured in its rootless mode, which
-is what a plain user has, and as root, since the rootless mode of this version spends most of its time on
-trying permissions."""
+is what a plain user has, and as root: the rootless mode of this version opens files several hundred
+times for each entry (strace), which newer ones may not do."""
 
 PROSE_SLURM = """\
 A Slurm cluster of two nodes, each in namespaces of its own on this machine, launches four ranks as a
@@ -195,7 +198,7 @@ PROSE_REPEAT = """\
 ## Doing it again
 
 `make bench` sets up what is needed and measures everything into `build/bench`; `BENCH_ARGS=--quick` takes a
-minute or two. [How to measure start-up](howto/measure-startup.md) says more. To replace this page's results:
+few minutes. [How to measure start-up](howto/measure-startup.md) says more. To replace this page's results:
 
     python -m bench --output bench/results && python -m bench.report"""
 

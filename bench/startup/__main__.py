@@ -137,7 +137,9 @@ def _run(options: argparse.Namespace, account: Account, scratch: Path) -> Result
             counts = COUNTS if payload == "dynamic" else (1, 64)
             results = measure(account, str(programs["driver"]), now, budget * share, counts)
             hide = [(str(root), "ROOT"), (str(scratch), "."), (str(Path(sys.executable).parent) + "/", "")]
-            hide.append(("/usr/bin/", ""))
+            hide += [(stage.account.environment["HPCPOD_RUNTIME"], "RUNTIME"), ("/usr/bin/", "")]
+            hide += [(str(options.image), "IMAGE")] if options.image else []
+            hide += [(options.hpcpod, "hpcpod")] if options.hpcpod else []
             parts[payload] = _rows(now, results, hide)
             holders.stop()
     finally:

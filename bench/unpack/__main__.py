@@ -72,7 +72,7 @@ def unpackers(reference: str, zstd: str | None, front: Path | None) -> list[Unpa
         Unpacker(
             "umoci-gzip",
             "umoci unpack --rootless, gzip",
-            "digests and ownership checked, mtree manifest written",
+            "digests checked, mtree manifest written",
             [tool("umoci"), "unpack", "--rootless", "--image", f"{layout}:{tag}"],
         ),
         Unpacker(
@@ -84,7 +84,7 @@ def unpackers(reference: str, zstd: str | None, front: Path | None) -> list[Unpa
             Unpacker(
                 "umoci-root",
                 "umoci unpack as root, gzip",
-                "the same without the rootless mode, which tries and mends permissions for every path",
+                "the same without the rootless mode, whose walks along each path cost most of its time",
                 [tool("umoci"), "unpack", "--image", f"{layout}:{tag}"],
                 as_root=True,
             )
