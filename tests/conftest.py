@@ -23,7 +23,11 @@ if str(ROOT) not in sys.path:
     # Behind everything else: `tests` and `bench` come from the checkout, `hpcpod` from the installation.
     sys.path.append(str(ROOT))
 
+import hpcpod  # noqa: E402
 from tests import needs  # noqa: E402
+
+PACKAGES = str(Path(hpcpod.__file__).resolve().parent.parent)
+"""Where the package under test lies; unlike ROOT, every user can go there."""
 
 # No deadline for one example: it would fail on a busy machine and mean nothing.
 # No memory of failed examples in a checkout that is somebody else's.

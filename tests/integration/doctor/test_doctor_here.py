@@ -12,8 +12,8 @@ import pytest
 
 from hpcpod.launcher.doctor import Level, findings
 from hpcpod.launcher.node_facts import read_node
+from tests.conftest import PACKAGES
 
-ROOT = Path(__file__).resolve().parents[3]
 ASK = """
 import os
 from hpcpod.launcher.node_facts import read_node
@@ -41,7 +41,7 @@ def test_a_node_without_user_namespaces(places: dict[str, str]) -> None:
     command = ["unshare", "-Ur", "sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"', "sh"]
     done = subprocess.run(
         [*command, sys.executable, "-c", ASK],
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **places},
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": PACKAGES, **places},
         capture_output=True,
         text=True,
         timeout=60,

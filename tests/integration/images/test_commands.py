@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Account
+from tests.conftest import PACKAGES, Account
 from tests.testbed.layouts import Image, Layer, digest, file, header, image, write_layout
 
 HPCPOD = [sys.executable, "-m", "hpcpod"]
-PYTHON = {"PYTHONPATH": str(ROOT)}
+PYTHON = {"PYTHONPATH": PACKAGES}
 AMD64 = ["--platform", "linux/amd64"]
 GOOD = image(file(b"a", b"1") + header(b"null", b"3"), config={"Cmd": ["/a"], "Labels": {"x": "\x1b[0m"}})
 

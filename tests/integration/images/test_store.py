@@ -18,7 +18,7 @@ import pytest
 from hpcpod.images import upkeep
 from hpcpod.images.store import VERSION, Store, ensure
 from hpcpod.model import Platform
-from tests.conftest import ROOT, Account
+from tests.conftest import PACKAGES, Account
 from tests.testbed.layouts import (
     INDEX,
     MANIFEST,
@@ -39,7 +39,7 @@ from tests.testbed.places import AMD64, Place, call_as, scan
 ONE = image(file(b"one", b"1"), config={"Env": ["A=1", "B=x=y"], "Cmd": ["/one"], "WorkingDir": "/w"})
 TWO = image(file(b"two", b"2"))
 HPCPOD = [sys.executable, "-m", "hpcpod"]
-PYTHON = {"PYTHONPATH": str(ROOT)}
+PYTHON = {"PYTHONPATH": PACKAGES}
 
 
 def pull(place: Place, reference: str, platform: Platform = AMD64) -> Any:
