@@ -184,7 +184,9 @@ def _base(say: Say) -> Path:
 def _add_programs(recipe: Recipe, layout: Path, scratch: Path) -> None:
     if recipe.module:
         site = f"/{build.SITE}" if recipe.wheels else f"/usr/local/lib/python{build.PYTHON}/dist-packages"
-        build.insert(layout, PROGRAMS / "hpcpod_demo.py", f"{site}/hpcpod_demo.py")
+        module = scratch / "hpcpod_demo.py"  # a copy: without root umoci changes modes around what it inserts
+        shutil.copyfile(PROGRAMS / module.name, module)
+        build.insert(layout, module, f"{site}/{module.name}")
     if recipe.c_compiler:
         program = scratch / "allreduce"
         build.compile_mpi(recipe.c_compiler, PROGRAMS / "allreduce.c", program)
