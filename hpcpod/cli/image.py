@@ -12,7 +12,6 @@ from typing import NoReturn
 
 import click
 
-from hpcpod.errors import UsageError
 from hpcpod.frozen import replace
 from hpcpod.images import upkeep
 from hpcpod.images.destination import unpack_to
@@ -22,19 +21,18 @@ from hpcpod.images.platforms import parse_platform, platform_of
 from hpcpod.images.reference import parse_reference
 from hpcpod.images.resolve import Documents, find_manifest, read_documents
 from hpcpod.images.store import Store, StoredImage, ensure, open_store
+from hpcpod.launcher.request import parse_size
 from hpcpod.log import StderrProgress, shown, size
 from hpcpod.model import Platform
 
 SHORT = 19
 """Characters of a digest in tables: sha256: and 12 digits."""
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 _PLATFORM = click.option(
     "--platform", metavar="OS/ARCH[/VARIANT]", help="Take this platform from the image, not this machine's."
 )
 _MAX_BYTES = click.option(
-    "--max-bytes", metavar="N", help="Refuse an image that unpacks to more bytes (2G, 512Mi; default 512Gi)."
+    "--max-bytes", metavar="N", help="Refuse an image that unpacks to more bytes (2G, 512M; default 512G)."
 )
 
 
@@ -57,16 +55,7 @@ def _clean_on_signals() -> None:
 def _limits(max_bytes: str | None) -> Limits:
     if max_bytes is None:
         return DEFAULT_LIMITS
-    return replace(DEFAULT_LIMITS, bytes_out=_bytes(max_bytes))
-
-
-def _bytes(text: str) -> int:
-    digits = text.rstrip("kMGTiB")
-    unit = text[len(digits) :].removesuffix("B")
-    factor = {**_UNITS, **_BINARY}.get(unit)
-    if factor is None or not digits.isascii() or not digits.isdigit() or len(digits) > 18:
-        raise UsageError(f"--max-bytes {shown(text)}: not a number of bytes", hint="for example 2G or 512Mi")
-    return int(digits) * factor
+    return replace(DEFAULT_LIMITS, bytes_out=parse_size(max_bytes, "option --max-bytes"))
 
 
 def _platform(text: str | None) -> Platform:

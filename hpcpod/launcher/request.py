@@ -26,7 +26,12 @@ MPI_MODES = ("auto", "pmi2", "pmix", "none")
 _BY_NAME = {option.name: option for option in RUN_OPTIONS}
 _BY_SHORT = {option.short: option for option in RUN_OPTIONS if option.short}
 _DIGITS_MAX = 12
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_PREFIXES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_UNITS = {
+    prefix + suffix: size
+    for prefix, size in _PREFIXES.items()
+    for suffix in (("", "b", "i", "ib") if prefix else ("", "b"))
+}
 
 
 @frozen
@@ -57,13 +62,13 @@ def _is_number(text: str) -> bool:
 
 
 def parse_size(text: str, what: str) -> int:
-    """Bytes in a size such as 64M or 2g (powers of 1024).  Raises UsageError."""
-    digits = text.rstrip("bB")
-    unit = digits[-1:].lower() if digits and not digits[-1].isdigit() else ""
-    number = digits[: len(digits) - len(unit)]
-    if unit not in _UNITS or not _is_number(number):
+    """Bytes in a size such as 64M, 2g or 1GiB (always powers of 1024).  Raises UsageError."""
+    number = text.rstrip("kKmMgGtTiIbB")
+    unit = text[len(number) :].lower()
+    factor = _UNITS.get(unit)
+    if factor is None or not _is_number(number):
         raise UsageError(f"{what} {text}: not a size", hint="a number with K, M, G or T, such as 512M")
-    return int(number) * _UNITS[unit]
+    return int(number) * factor
 
 
 def _find_option(word: str) -> tuple[Option, str | None]:

@@ -281,6 +281,6 @@ int pod_hold(int runtime, int lock, const char *name, const char *plan, const st
 	while (got < 0 && errno == EINTR);
 	close(report[0]);
 	if (got != (ssize_t)sizeof *f)
-		return fail(f, EXIT_HPCPOD, "pod", "the pod's holder died while it made the pod");
+		return fail(f, EXIT_HPCPOD, SLUG_KILLED, "the pod's holder was killed while it made the pod");
 	return f->code ? -1 : 0;
 }

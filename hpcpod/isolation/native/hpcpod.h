@@ -32,6 +32,9 @@ int fail_errno(struct fault *f, const char *slug, const char *format, ...)
 void fault_hint(struct fault *f, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void fault_print(const struct fault *f);
 
+/* Slug where a signal ended the process that prepared, or the one that was to hold the pod. */
+#define SLUG_KILLED "killed"
+
 /* ---- syscalls.c: one wrapper for each call that libc does not have */
 
 int sys_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve);
@@ -181,7 +184,6 @@ int environment_apply(const struct record *record, struct fault *f);
 int explain_exec(const char *program, int error, struct fault *f);
 int events_open(int directory, const struct step *step, struct fault *f);
 void events_write(int events, const struct launch *launch);
-#define PREPARE_KILLED "prepare-killed" /* slug of python_run when a signal ended Python */
 int python_run(const char *const *words, struct fault *f);
 int python_exec(char *const *argv, struct fault *f);
 int rank_stub(char *const *argv, struct fault *f);

@@ -185,8 +185,8 @@ static int make_unless_made(struct launch *l, const char *name, int lock, bool a
 		return end_like_winner(code, f);
 	if (make_pod(l, name, lock, f) == 0)
 		return 0;
-	/* A killed preparation says nothing about the next one; a second killed one does. */
-	if (again || strcmp(f->slug, PREPARE_KILLED) != 0)
+	/* A kill says nothing about the next attempt; a second one does. */
+	if (again || strcmp(f->slug, SLUG_KILLED) != 0)
 		note_failure(lock, f->code);
 	return -1;
 }

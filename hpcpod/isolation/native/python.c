@@ -102,7 +102,7 @@ int python_run(const char *const *words, struct fault *f)
 		return fail(f, EXIT_HPCPOD, "installation", "%s: cannot be executed", python);
 	if (WIFEXITED(status))
 		return fail(f, WEXITSTATUS(status), "", "%s", "");
-	return fail(f, EXIT_HPCPOD, PREPARE_KILLED, "preparing was ended by signal %d", WTERMSIG(status));
+	return fail(f, EXIT_HPCPOD, SLUG_KILLED, "preparing was ended by signal %d", WTERMSIG(status));
 }
 
 /* Become `python3 -I -m hpcpod argv…`. */

@@ -105,6 +105,8 @@ def test_a_missing_value_is_named() -> None:
         ("1TB", 1 << 40),
         ("5kb", 5120),
         ("7B", 7),
+        ("512Mi", 512 << 20),
+        ("1GiB", 1 << 30),
     ],
 )
 def test_sizes(text: str, size: int) -> None:
@@ -112,7 +114,7 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "k", "b", "-1", "+1", "1.5G", "1 G", "1GiB", "0x10", "1p", "1kk", "1e3", "\u0661"]
+    "text", ["", "k", "b", "-1", "+1", "1.5G", "1 G", "1iB", "1Bi", "0x10", "1p", "1kk", "1e3", "\u0661"]
 )
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UsageError, match="not a size"):
