@@ -134,6 +134,10 @@ class Pods:
                 process.kill()
         for process in self.started:
             process.communicate()
+        self.end_holders()
+
+    def end_holders(self) -> None:
+        """End the holders of all pods, as a scheduler would; they wait for their members."""
         for pod in self.pods():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends by itself meanwhile
                 pid = int(os.readlink(pod / "holder"))

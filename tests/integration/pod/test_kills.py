@@ -35,17 +35,20 @@ def kills(call: str, number: int) -> list[str]:
 
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("call", CALLS)
-def test_the_next_rank_makes_do(plain_pods: Pods, call: str, number: int) -> None:
+@pytest.mark.parametrize("pause", [0.0, 0.1], ids=["beside", "after"])
+def test_the_next_rank_makes_do(plain_pods: Pods, call: str, number: int, pause: float) -> None:
     plain_pods.out("true")  # the plan is there
     first = plain_pods.start("sleep", "0.5", env=step(0, 2), before=kills(call, number))
-    time.sleep(0.1)
+    time.sleep(pause)
     done = plain_pods.run("echo", "fine", env=step(1, 2), timeout=20)
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
-    first.kill()
-    plain_pods.end()
+    while first.poll() is None:  # strace goes when all that it follows are gone; it is never killed itself
+        plain_pods.end_holders()
+        time.sleep(0.02)
+    plain_pods.end_holders()
     for name in os.listdir(plain_pods.runtime / "pods"):  # half-made ones, whose makers are dead
-        pid = int(name.lstrip("."))
-        wait_for(functools.partial(gone, pid), f"the end of {pid}")
+        if name.startswith("."):
+            wait_for(functools.partial(gone, int(name[1:])), f"the end of {name}")
     done = plain_pods.account.run([plain_pods.command, "gc"], env={"HPCPOD_STORE": str(plain_pods.store)})
     assert done.returncode == 0, done.stderr
     assert os.listdir(plain_pods.runtime / "pods") == []

@@ -190,7 +190,7 @@ def test_when_the_preparation_is_killed_another_rank_takes_over(plain_pods: Pods
     os.kill(python, signal.SIGKILL)
     gate.wait_started(2)
     gate.open()
-    assert finish([winner])[0] == (125, "", "hpcpod: preparing was ended by signal 9 [prepare-killed]\n")
+    assert finish([winner])[0] == (125, "", "hpcpod: preparing was ended by signal 9 [killed]\n")
     found = finish(others)
     assert [status for status, _, _ in found] == [0] * 3, found
     assert len({out for _, out, _ in found}) == 1
