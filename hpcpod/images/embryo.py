@@ -15,7 +15,7 @@ import re
 import time
 
 from hpcpod.frozen import frozen
-from hpcpod.images.tree import remove_tree
+from hpcpod.images.tree import empty_directory
 
 FOREIGN_SECONDS = 24 * 3600
 """Age from which another node's directory is taken for dead."""
@@ -38,11 +38,20 @@ class Embryo:
         os.close(self.fd)
 
     def discard(self) -> None:
-        """Remove it."""
+        """Remove it, unless it has its final name already."""
         try:
-            remove_tree(self.path)
+            if _is_at(self.path, self.fd):
+                empty_directory(self.fd)
+                os.rmdir(self.path)
         finally:
             os.close(self.fd)
+
+
+def _is_at(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def unique_name() -> str:
@@ -84,7 +93,10 @@ def _lock(fd: int) -> bool:
 
 
 def sweep(parent: str, prefix: str = "") -> int:
-    """Remove directories below parent whose makers are dead; returns how many."""
+    """Remove this user's directories below parent whose makers are dead; returns how many.
+
+    parent may be /tmp: what other users made there, whatever its name, is left alone.
+    """
     names = [name for name in os.listdir(parent) if name.startswith(prefix)]
     return sum(_sweep_one(f"{parent}/{name}", name[len(prefix) :]) for name in names)
 
@@ -95,15 +107,25 @@ def _sweep_one(path: str, name: str) -> bool:
 
 
 def _remove_unlocked(path: str, maker: re.Match[str] | None) -> bool:
-    """Remove a directory that no process has locked, and whose maker is dead where that matters."""
+    """Remove a directory of this user that no process has locked, and whose maker is dead if it matters."""
     try:
         fd = os.open(path, _DIRECTORY)
     except OSError:
         return False
     try:
-        if not _lock(fd) or not (maker is None or _maker_dead(maker, os.fstat(fd))):
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid() or not _lock(fd):
             return False
-        remove_tree(path)
+        if maker is not None and not _maker_dead(maker, status):
+            return False
+        # Its maker may have given it the final name before the lock was free.
+        if not _is_at(path, fd):
+            return False
+        empty_directory(fd)
+        os.rmdir(path)
+    except (FileNotFoundError, PermissionError):
+        # Another sweep was faster, or another user's directory is inside: no reason to end this command.
+        return False
     finally:
         os.close(fd)
     return True
@@ -128,5 +150,5 @@ def _alive(pid: int) -> bool:
 
 
 def sweep_garbage(directory: str) -> int:
-    """Remove what was thrown away and no living process is removing; returns how many."""
+    """Remove what this user threw away and no living process is removing; returns how many."""
     return sum(_remove_unlocked(f"{directory}/{name}", None) for name in os.listdir(directory))

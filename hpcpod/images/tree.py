@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
+
+_ACCESS = 0o700
 
 
 def remove_below(directory: int, name: bytes) -> None:
@@ -29,55 +32,66 @@ def remove_below(directory: int, name: bytes) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a directory of this process's own making, of any depth, with three descriptors at most.
+    """Remove a directory of this process's own making, of any depth; what is not there is no error.
 
-    Each directory found is moved up to the top before it is emptied, so neither recursion nor path
-    lengths grow.  Directories without write or search permission are given it first.  Another process that
-    removes the same tree does no harm.  Raises OSError other than ENOENT.
+    Raises what empty_directory() raises.
     """
     try:
-        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        top = _open_directory(os.fsencode(path), None, None)
     except FileNotFoundError:
         return
-    except PermissionError:
-        os.chmod(path, 0o700)
-        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.fchmod(top, 0o700)
-        serial = 0
-        while names := os.listdir(top):
-            for name in names:
-                serial = _flatten(top, os.fsencode(name), serial)
+        empty_directory(top)
     finally:
         os.close(top)
     _ignore_absent(os.rmdir, path)
 
 
-def _flatten(top: int, name: bytes, serial: int) -> int:
+def empty_directory(top: int) -> None:
+    """Remove what is below an open directory, with three descriptors at most.
+
+    Each directory found is moved up to the top before it is emptied, so neither recursion nor path
+    lengths grow.  Directories without write or search permission are given it first.  Another process that
+    removes the same tree does no harm.  Directories of another owner than the top's, which that owner may
+    exchange while they are walked, are left: PermissionError.  Raises OSError other than ENOENT.
+    """
+    status = os.fstat(top)
+    if status.st_mode & _ACCESS != _ACCESS:
+        os.fchmod(top, _ACCESS)
+    serial = 0
+    while names := os.listdir(top):
+        for name in names:
+            serial = _flatten(top, os.fsencode(name), serial, status.st_uid)
+
+
+def _flatten(top: int, name: bytes, serial: int, owner: int) -> int:
     """Unlink top/name, or move its sub-directories up to top and remove it."""
     if _ignore_absent(os.unlink, name, dir_fd=top):
         return serial
     try:
-        fd = _open_own(name, top)
+        fd = _open_directory(name, top, owner)
     except FileNotFoundError:
         return serial
     try:
         for child in os.listdir(fd):
             raw = os.fsencode(child)
             if not _ignore_absent(os.unlink, raw, dir_fd=fd):
-                serial = _move_up(fd, raw, top, serial)
+                serial = _move_up(fd, raw, top, serial, owner)
     finally:
         os.close(fd)
     _ignore_absent(os.rmdir, name, dir_fd=top)
     return serial
 
 
-def _move_up(fd: int, name: bytes, top: int, serial: int) -> int:
+def _move_up(fd: int, name: bytes, top: int, serial: int, owner: int) -> int:
+    try:
+        # Moving a directory changes its "..", for which it must be writable.
+        os.close(_open_directory(name, fd, owner))
+    except FileNotFoundError:
+        return serial
     while True:
         serial += 1
         try:
-            # Moving a directory changes its "..", for which it must be writable.
-            os.chmod(name, 0o700, dir_fd=fd)
             os.rename(name, b"%d-%d" % (os.getpid(), serial), src_dir_fd=fd, dst_dir_fd=top)
         except FileNotFoundError:
             return serial
@@ -88,10 +102,25 @@ def _move_up(fd: int, name: bytes, top: int, serial: int) -> int:
             return serial
 
 
-def _open_own(name: bytes, top: int) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    os.chmod(name, 0o700, dir_fd=top)
-    return os.open(name, flags, dir_fd=top)
+def _open_directory(name: bytes, parent: int | None, owner: int | None) -> int:
+    """Open a directory for reading, with permission to change it; owner: None for anybody's.
+
+    The mode is changed through a descriptor that was opened without following a link and then looked at:
+    chmod(2) by name follows links, and whoever may write in the parent could put one there meanwhile.
+    """
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+        if owner is not None and status.st_uid != owner:
+            raise PermissionError(errno.EPERM, f"a directory of uid {status.st_uid}", name)
+        path = f"/proc/self/fd/{fd}"
+        if status.st_mode & _ACCESS != _ACCESS:
+            os.chmod(path, _ACCESS)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
 
 
 def _ignore_absent(call: Callable[..., None], name: str | bytes, **kwargs: int) -> bool:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from hpcpod.errors import ImageInUse, ImageNotFound, UsageError
 from hpcpod.images.fetch import throw_away, tidy
@@ -66,46 +69,85 @@ def _by_reference(store: Store, name: str, limits: Limits, platform: Platform | 
 def remove(store: Store, digest: str) -> None:
     """Take an image out of the store and delete it.  Raises ImageInUse, StoreUnusable, OSError."""
     tidy(store)
-    path = store.path(digest)
-    user = in_use(f"{path}/{ROOTFS}")
+    _refuse_if_used(digest, in_use(f"{store.path(digest)}/{ROOTFS}"))
+    with _held(store.path(digest)):
+        remove_tree(take_out(store, digest))
+
+
+def _refuse_if_used(digest: str, user: int | None) -> None:
     if user is not None:
         raise ImageInUse(
             f"image {digest}: process {user} runs in it",
             hint="end the job or pod that uses it; hpcpod image rm then removes it",
         )
-    remove_tree(throw_away(store, path))
 
 
-def in_use(rootfs: str) -> int | None:
+@contextmanager
+def _held(path: str) -> Iterator[None]:
+    """Hold the lock of an image's directory, which keeps sweeps off it when it is among the garbage."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:  # another command was faster
+        yield
+        return
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def take_out(store: Store, digest: str) -> str:
+    """Move an image to the garbage; returns where it is now.  Raises ImageInUse, StoreUnusable.
+
+    Only when it has gone from its place can no further pod start in it: then one that did is looked for,
+    and the image put back where there is one.
+    """
+    path = store.path(digest)
+    target = throw_away(store, path)
+    user = in_use(f"{target}/{ROOTFS}", os.path.basename(path))
+    if user is not None:
+        # Fails where the image was fetched again meanwhile: then the pod keeps what it has mounted until
+        # the garbage is swept.
+        with suppress(OSError):
+            os.rename(target, path)
+    _refuse_if_used(digest, user)
+    return target
+
+
+def in_use(rootfs: str, former: str = "") -> int | None:
     """A process of this user that has the tree mounted, or None.
 
     Looks at each process's mounts (proc(5), mountinfo): the tree as root of a bind mount, or in an overlay
     its name among the options, or its digest as the source, which is what pods have.
+    former: the name of the image's directory when it could be mounted, if it has another now; a bind mount
+    shows the new one, an overlay the old.
     """
     try:
         device = os.stat(rootfs).st_dev
     except OSError:
         return None
     for name in os.listdir("/proc"):
-        if name.isdigit() and _has_mounted(int(name), rootfs, device):
+        if name.isdigit() and _has_mounted(int(name), rootfs, device, former):
             return int(name)
     return None
 
 
-def _has_mounted(pid: int, rootfs: str, device: int) -> bool:
-    name = rootfs.rsplit("/", 2)[-2]
+def _has_mounted(pid: int, rootfs: str, device: int, former: str) -> bool:
+    where, present, _ = rootfs.rsplit("/", 2)
+    root = f"/{os.path.basename(where)}/{present}/{ROOTFS}"
+    name = former or present
     digest = name.replace("-", ":", 1)
     number = f"{os.major(device)}:{os.minor(device)}"
     try:
         with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
             for line in lines:
-                if name not in line and digest not in line:
+                if name not in line and digest not in line and present not in line:
                     continue
                 before, _, after = line.partition(" - ")
                 fields = before.split(" ")
-                bound = fields[_MOUNTINFO_DEVICE] == number and fields[_MOUNTINFO_ROOT].endswith(
-                    f"/images/{name}/{ROOTFS}"
-                )
+                bound = fields[_MOUNTINFO_DEVICE] == number and fields[_MOUNTINFO_ROOT].endswith(root)
                 if bound or name in after or digest in after:
                     return True
     except OSError:

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking images out of the store, and sweeping what killed processes left: nothing in use, nobody else's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hpcpod.images import embryo, upkeep
+from hpcpod.images.destination import PREFIX
+from hpcpod.images.store import Store, sweep
+from hpcpod.images.tree import _open_directory, remove_tree
+from tests.conftest import PACKAGES, Account
+from tests.testbed.layouts import digest, file, image, write_layout
+from tests.testbed.places import call_as, scan
+
+ONE = image(file(b"one", b"1"))
+TWO = image(file(b"two", b"2"))
+HPCPOD = [sys.executable, "-m", "hpcpod"]
+PYTHON = {"PYTHONPATH": PACKAGES}
+
+
+def stored(account: Account) -> list[str]:
+    done = account.run([*HPCPOD, "image", "list", "--json"], env=PYTHON, check=True)
+    return [entry["digest"] for entry in json.loads(done.stdout)]
+
+
+def test_list_and_remove(user: Account) -> None:
+    reference = f"oci:{write_layout(user.home / 'layout', {'one': ONE, 'two': TWO})}"
+    for tag in ("one", "two"):
+        user.run(
+            [*HPCPOD, "image", "pull", "--platform", "linux/amd64", f"{reference}:{tag}"],
+            env=PYTHON,
+            check=True,
+        )
+    one, two = digest(ONE.blobs()[0]), digest(TWO.blobs()[0])
+    assert set(stored(user)) == {one, two}
+    table = user.run([*HPCPOD, "image", "list"], env=PYTHON, check=True).stdout
+    assert one[:19] in table
+    assert f"{reference}:two" in table
+    user.run([*HPCPOD, "image", "rm", one[:20]], env=PYTHON, check=True)
+    assert stored(user) == [two]
+    again = user.run([*HPCPOD, "image", "rm", one], env=PYTHON)
+    assert (again.returncode, "[image-not-found]" in again.stderr) == (125, True)
+    user.run([*HPCPOD, "image", "rm", f"{reference}:two"], env=PYTHON, check=True)
+    assert stored(user) == []
+    assert list(user.store.glob("tmp/*")) == list(user.store.glob("garbage/*")) == []
+
+
+@contextmanager
+def mounted(user: Account, rootfs: str, how: str) -> Iterator[None]:
+    """A process of the user has the tree mounted."""
+    mount = {
+        "bind": f"mount --bind {rootfs} /mnt",
+        "overlay": f"mount -t overlay -o lowerdir={rootfs}:/usr/share/man o /mnt",
+    }[how]
+    holder = user.start(
+        ["unshare", "--user", "--mount", "--map-root-user", "sh", "-c", f"{mount} && echo ready && cat"],
+        stdin=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "ready\n", holder.communicate()
+    try:
+        yield
+    finally:
+        holder.communicate(timeout=10)
+
+
+def pulled(user: Account) -> str:
+    """The tree of an image that was pulled."""
+    reference = f"oci:{write_layout(user.home / 'layout', ONE)}"
+    user.run([*HPCPOD, "image", "pull", "--platform", "linux/amd64", reference], env=PYTHON, check=True)
+    return str(next(user.store.glob("images/*/rootfs")))
+
+
+@pytest.mark.needs("userns")
+@pytest.mark.parametrize("how", ["bind", "overlay"])
+def test_images_in_use_are_kept(user: Account, how: str) -> None:
+    rootfs = pulled(user)
+    name = Path(rootfs).parent.name.replace("-", ":", 1)
+    with mounted(user, rootfs, how):
+        refused = user.run([*HPCPOD, "image", "rm", name], env=PYTHON)
+        assert (refused.returncode, "[image-in-use]" in refused.stderr) == (125, True)
+        assert Path(rootfs, "one").exists()
+    user.run([*HPCPOD, "image", "rm", name], env=PYTHON, check=True)
+
+
+@pytest.mark.needs("userns")
+@pytest.mark.parametrize("how", ["bind", "overlay"])
+def test_an_image_that_a_pod_took_just_before_goes_back(user: Account, how: str) -> None:
+    """The pod started after the first look and before the rename: the second look finds it."""
+    rootfs = pulled(user)
+    store = Store(str(user.store))
+    name = Path(rootfs).parent.name.replace("-", ":", 1)
+
+    def work() -> None:
+        upkeep.take_out(store, name)
+
+    with mounted(user, rootfs, how):
+        assert call_as(user.uid, work).slug == "image-in-use"
+        assert Path(rootfs, "one").exists()
+        assert list(user.store.glob("garbage/*")) == []
+    assert call_as(user.uid, work).slug is None
+    assert len(list(user.store.glob("garbage/*"))) == 1
+    assert not Path(rootfs).exists()
+
+
+def test_in_use_looks_at_names_as_wholes(user: Account) -> None:
+    store = Store(str(user.store))
+    assert upkeep.in_use(f"{store.path(digest(b''))}/rootfs") is None
+
+
+# --------------------------------------------------------------------------- sweeps
+
+DEAD = f"{os.uname().nodename}-0123456789ab-3999999-ab12"
+
+
+def planted(path: Path, uid: int) -> Path:
+    """A leftover as a killed process of this user would leave."""
+    (path / "deep").mkdir(parents=True)
+    (path / "deep" / "f").write_text("x")
+    for each in (path, *path.rglob("*")):
+        os.chown(each, uid, uid)
+    return path
+
+
+@pytest.mark.needs("root")
+def test_sweeps_leave_other_users_directories(user: Account) -> None:
+    """Root unpacks in a directory like /tmp."""
+    shared = user.home / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    theirs = planted(shared / f"{PREFIX}{DEAD}", user.uid)
+    ours = planted(shared / f"{PREFIX}{DEAD}1", 0)
+    mixed = planted(shared / f"{PREFIX}{DEAD}2", 0)
+    os.chown(mixed / "deep", user.uid, user.uid)
+    before = scan(theirs), theirs.stat(), scan(mixed), (mixed / "deep").stat()
+    assert embryo.sweep(str(shared), PREFIX) == 1
+    assert not ours.exists()
+    assert (scan(theirs), theirs.stat(), scan(mixed), (mixed / "deep").stat()) == before
+
+
+@pytest.mark.needs("root")
+def test_gc_leaves_other_users_directories(user: Account) -> None:
+    for name in ("images", "tmp", "garbage"):
+        (user.store / name).mkdir(parents=True)
+    theirs = [planted(user.store / name / DEAD, user.uid) for name in ("tmp", "garbage")]
+    ours = [planted(user.store / name / f"{DEAD}1", 0) for name in ("tmp", "garbage")]
+    assert sweep(str(user.store)) == len(ours)
+    assert all((path / "deep" / "f").exists() for path in theirs)
+    assert not any(path.exists() for path in ours)
+
+
+def test_what_has_its_final_name_is_not_swept_nor_discarded(tmp_path: Path) -> None:
+    """Its maker is late with the lock, or fails after the rename."""
+    made = embryo.make_embryo(str(tmp_path))
+    Path(made.path, "f").write_text("x")
+    os.rename(made.path, tmp_path / "final")
+    made.discard()
+    assert (tmp_path / "final" / "f").exists()
+
+
+def test_locked_garbage_is_not_swept(tmp_path: Path) -> None:
+    """An image that is being removed may go back to its place."""
+    held = embryo.make_embryo(str(tmp_path))
+    assert embryo.sweep_garbage(str(tmp_path)) == 0
+    held.release()
+    assert embryo.sweep_garbage(str(tmp_path)) == 1
+
+
+def test_removing_follows_no_link(tmp_path: Path) -> None:
+    """chmod(2) by name would: of closed directories, and of links that took their place."""
+    victim = tmp_path / "victim"
+    victim.mkdir(0o500)
+    tree = tmp_path / "tree"
+    closed = tree / "closed" / "inner"
+    closed.mkdir(parents=True)
+    (closed / "link").symlink_to(victim)
+    (tree / "link").symlink_to(victim)
+    closed.chmod(0)
+    closed.parent.chmod(0o500)
+    with pytest.raises(NotADirectoryError):
+        _open_directory(os.fsencode(tree / "link"), None, None)
+    remove_tree(str(tree))
+    assert not tree.exists()
+    assert victim.stat().st_mode & 0o777 == 0o500
