@@ -112,7 +112,15 @@ class Applier:
 
     def _implicit(self, path: bytes) -> None:
         """A parent was made that has no entry (yet)."""
-        self._directories[path] = ROOT_MODE
+        self._keep_mode(path, ROOT_MODE)
+
+    def _keep_mode(self, path: bytes, packed: int) -> None:
+        """Remember what finish() gives a directory; one that was removed since counts too."""
+        self._directories[path] = packed
+        if len(self._directories) - 1 > self._limits.directories:  # the root is none of the image's making
+            raise ImageLimitExceeded(
+                f"image: more directories than limit directories {self._limits.directories}"
+            )
 
     def _mark(self, canonical: bytes, name: bytes) -> None:
         """Remember that this layer made canonical/name, which keeps it from this layer's whiteouts."""
@@ -147,7 +155,7 @@ class Applier:
             if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 self._clear(parent, name)
                 os.mkdir(name, 0o700, dir_fd=parent)
-        self._directories[canonical + b"/" + name if canonical else name] = _packed(entry)
+        self._keep_mode(canonical + b"/" + name if canonical else name, _packed(entry))
 
     def _symlink(self, entry: Entry, parent: int, name: bytes) -> None:
         target = entry.link

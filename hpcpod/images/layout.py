@@ -86,6 +86,8 @@ def open_regular(
     try:
         fd = os.open(name, flags, dir_fd=directory)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _link(path, directory is not None) from None
         raise _unreadable(path, error) from None
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
@@ -94,13 +96,25 @@ def open_regular(
     return fd, status
 
 
+def _link(path: str, inside: bool) -> ImageInvalid:
+    hint = "skopeo copy makes a layout without links" if inside else "give the path that it leads to"
+    return ImageInvalid(f"{shown(path)}: is a symbolic link", hint=hint)
+
+
+def _is_link(name: str, directory: int) -> bool:
+    try:
+        return stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
 def _unreadable(path: str, error: OSError) -> ImageNotFound | ImageInvalid:
     code = errno.errorcode.get(error.errno or 0, "error")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return ImageNotFound(f"{shown(path)}: not there ({code})")
     if error.errno in (errno.EACCES, errno.EPERM):
         return ImageNotFound(f"{shown(path)}: may not be read ({code})")
-    if error.errno in (errno.ELOOP, errno.ENXIO):
+    if error.errno == errno.ENXIO:
         return ImageInvalid(f"{shown(path)}: not a regular file ({code})")
     return ImageInvalid(f"{shown(path)}: cannot be read ({code})")
 
@@ -128,13 +142,15 @@ class DirectoryLayout:
     def open_file(self, name: str) -> Blob:
         """A file of the layout.  Raises ImageNotFound, ImageInvalid."""
         *parents, last = name.split("/")
-        path = f"{self._path}/{name}"
+        path = self._path
         directory = self._directory
         opened = []
         try:
             for parent in parents:
+                path = f"{path}/{parent}"
                 directory = self._step(directory, parent, path)
                 opened.append(directory)
+            path = f"{path}/{last}"
             fd, status = open_regular(path, last, directory)
         finally:
             for descriptor in opened:
@@ -149,6 +165,8 @@ class DirectoryLayout:
         try:
             return os.open(name, flags, dir_fd=directory)
         except OSError as error:
+            if _is_link(name, directory):
+                raise _link(path, inside=True) from None
             raise _unreadable(path, error) from None
 
     def close(self) -> None:

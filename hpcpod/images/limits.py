@@ -19,6 +19,7 @@ class Limits:
 
     bytes_out: of all layers after decompression, tar headers and padding included (``--max-bytes``).
     entries: tar entries of all layers.  file_bytes: apparent size of one file.
+    directories: made for them, named by an entry or not; each is kept in memory until its mode is set.
     path_bytes, path_depth: of a name, and of the place that symlinks lead it to.
     name_bytes: one component (NAME_MAX).  link_bytes: target of a symlink (PATH_MAX - 1).
     header_bytes: pax and GNU long-name data before one entry.  pax_records: in one pax header.
@@ -31,6 +32,7 @@ class Limits:
 
     bytes_out: int = 512 * GIB
     entries: int = 20_000_000
+    directories: int = 4_000_000
     file_bytes: int = 512 * GIB
     path_bytes: int = 4095
     path_depth: int = 200

@@ -2,8 +2,9 @@
 """JSON as RFC 8259 means it, without what parsers disagree on.
 
 Two programs that read one document differently can be made to run different images from one digest, so
-duplicate keys (also those that differ only in case, which Go's encoding/json folds), NaN, and numbers of
-absurd length are refused.  Fields are taken out by functions that check their types.
+duplicate keys, NaN, and numbers of absurd length are refused.  Go's encoding/json takes a field by its name
+in any case: objects with fields may not have two keys that differ in case alone.  Labels, annotations and
+the like are maps, whose keys Go keeps apart.  Fields are taken out by functions that check their types.
 """
 
 from __future__ import annotations
@@ -46,13 +47,21 @@ def parse_object(raw: bytes, what: str, limits: Limits) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    folded: set[str] = set()
-    for key, _ in pairs:
-        fold = key.casefold()
-        if fold in folded:
-            raise ValueError(f"key {key!r} occurs twice (capitals do not count)")
-        folded.add(fold)
-    return dict(pairs)
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} occurs twice")
+        found[key] = value
+    return found
+
+
+def _refuse_capitals(values: dict[str, Any], what: str) -> NoReturn:
+    first: dict[str, str] = {}
+    for key in values:
+        other = first.setdefault(key.casefold(), key)
+        if other != key:
+            break
+    raise ImageInvalid(f"{what}: fields {shown(other)} and {shown(key)} differ in capitals alone")
 
 
 def _refuse_constant(text: str) -> NoReturn:
@@ -74,9 +83,14 @@ def _within_depth(value: object, depth: int) -> bool:
 
 
 class Fields:
-    """Typed look-ups in one JSON object.  Null counts as absent, since Go programs write it so."""
+    """Typed look-ups in one JSON object.  Null counts as absent, since Go programs write it so.
+
+    Raises ImageInvalid, when it is made, for keys that differ in case alone.
+    """
 
     def __init__(self, values: dict[str, Any], what: str) -> None:
+        if len({key.casefold() for key in values}) != len(values):
+            _refuse_capitals(values, what)
         self._values = values
         self._what = what
 

@@ -68,6 +68,13 @@ def parse_number(field: bytes, what: str) -> int:
     raise ImageInvalid(f"tar header: {what} is not a number")
 
 
+def parse_time(field: bytes) -> int:
+    """Seconds since 1970, octal or in base 256; there they may be negative.  Raises ImageInvalid."""
+    if field[0] & _BASE256 and field[0] & _BASE256_NEGATIVE:
+        return int.from_bytes(field, "big", signed=True)
+    return parse_number(field, "mtime")
+
+
 def parse_header(block: bytes) -> RawHeader:
     """A header block that is not all zero.  Raises ImageInvalid."""
     (name, mode, _, _, size, mtime, checksum, kind, link, magic, _, _, _, _, prefix, pad) = _FIELDS.unpack(
@@ -89,7 +96,7 @@ def parse_header(block: bytes) -> RawHeader:
         kind,
         parse_number(mode, "mode"),
         parse_number(size, "size"),
-        parse_number(mtime, "mtime"),
+        parse_time(mtime),
         link.partition(b"\0")[0],
     )
 

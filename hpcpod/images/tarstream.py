@@ -29,7 +29,7 @@ from hpcpod.log import shown
 USTAR_SIZE_END = 1 << 33
 """Sizes from here on do not fit the octal field of a ustar header."""
 _MTIME_END = 1 << 37
-"""Seconds; later ones overflow file systems and nanosecond arithmetic."""
+"""Seconds from 1970, either way; those beyond overflow file systems and nanosecond arithmetic."""
 
 
 class Kind(Enum):
@@ -182,7 +182,7 @@ class TarReader:
         self._padding = -size % BLOCK
 
     def _plain(self, header: RawHeader) -> Entry:
-        if header.mtime >= _MTIME_END:
+        if abs(header.mtime) >= _MTIME_END:
             raise ImageInvalid(f"tar entry {shown(header.name)}: mtime out of range")
         return self._entry(header, header.name, header.link, header.size, header.mtime * NANOSECONDS)
 

@@ -12,6 +12,11 @@ from typing import Any
 
 import pytest
 
+from hpcpod.errors import ImageInvalid
+from hpcpod.images.destination import unpack_to
+from hpcpod.images.limits import DEFAULT_LIMITS
+from hpcpod.images.reference import parse_reference
+from hpcpod.log import Silent
 from tests.testbed.layouts import (
     CONFIG,
     INDEX,
@@ -26,7 +31,7 @@ from tests.testbed.layouts import (
     write_archive,
     write_files,
 )
-from tests.testbed.places import Place
+from tests.testbed.places import AMD64, Place
 
 GOOD = image(file(b"a", b"1"), file(b"b", b"2"))
 FILES = ("manifest", "config", "layer 0", "layer 1")
@@ -199,7 +204,20 @@ def test_directories_that_are_links(plain_place: Place, part: str) -> None:
     path = layout_of(plain_place) / part
     path.rename(path.with_name("elsewhere"))
     path.symlink_to("elsewhere")
-    plain_place.refused(reference)
+    outcome = plain_place.refused(reference)
+    assert (outcome.slug, outcome.message) == ("image-invalid", f"{path}: is a symbolic link")
+
+
+@pytest.mark.parametrize("part", ["index.json", "layer 0"])
+def test_files_that_are_links(plain_place: Place, part: str) -> None:
+    reference = plain_place.layout(GOOD)
+    path = blob_path(plain_place, part) if part in FILES else layout_of(plain_place) / part
+    path.rename(path.with_name("copy"))
+    path.symlink_to("copy")
+    with pytest.raises(ImageInvalid, match="is a symbolic link") as caught:
+        unpack_to(parse_reference(reference), str(plain_place.target), AMD64, DEFAULT_LIMITS, Silent())
+    assert str(path) in caught.value.message
+    assert "skopeo copy" in (caught.value.hint or "")
 
 
 MARKS = [b"", b"{}", b"[]", b'{"imageLayoutVersion": "2.0.0"}', b'{"imageLayoutVersion": 1}', b"x" * 5000]

@@ -43,6 +43,8 @@ BROKEN = {
     "huge size": header(b"x", size=b"\x80" + b"\xff" * 11),
     "mode": header(b"x", mode=b"0o644\0\0\0"),
     "mtime": header(b"x", mtime=base256(1 << 62, 12)),
+    "mtime long before 1970": header(b"x", mtime=base256(-(1 << 62), 12)),
+    "mtime with a sign": header(b"x", mtime=b"-0000000001\0"),
     "checksum": header(b"x", checksum=b"0000000\0"),
     "checksum of nothing": header(b"x", checksum=b"        "),
     "magic": header(b"x", magic=b"ustarrrr"),
@@ -153,6 +155,18 @@ def test_legal_oddities(plain_place: Place) -> None:
     assert (plain_place.target / "p").stat().st_mtime_ns == 1234567890_987654321
 
 
+def test_times_before_1970(plain_place: Place) -> None:
+    tar = (
+        file(b"gnu", mtime=base256(-86400, 12))
+        + directory(b"d", mtime=base256(-86400, 12))
+        + pax({b"mtime": b"-86400"})
+        + file(b"pax")
+    )
+    plain_place.tree(plain_place.layout(image(tar)))
+    times = {path.name: path.stat().st_mtime for path in plain_place.target.iterdir()}
+    assert times == {"gnu": -86400, "d": -86400, "pax": -86400}
+
+
 # --------------------------------------------------------------------------- compression
 
 PLAIN = GOOD + END
@@ -225,6 +239,11 @@ TEN = b"".join(file(b"%d" % n) for n in range(10))
 
 LIMITS: dict[str, tuple[bytes, Limits, Limits]] = {
     "entries": (TEN, Limits(entries=10), Limits(entries=9)),
+    "directories": (
+        directory(b"a") + file(b"b/c/x") + directory(b"a"),
+        Limits(directories=3),
+        Limits(directories=2),
+    ),
     "file_bytes": (file(b"x", bytes(1000)), Limits(file_bytes=1000), Limits(file_bytes=999)),
     "bytes_out": (TEN, Limits(bytes_out=12 * BLOCK), Limits(bytes_out=12 * BLOCK - 1)),
     "path_depth": (file(DEEP), Limits(path_depth=10), Limits(path_depth=9)),

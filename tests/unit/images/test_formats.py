@@ -17,8 +17,8 @@ from hpcpod.images.decompress import decompress
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
 from hpcpod.images.manifest import Compression, parse_config, parse_index, parse_manifest
 from hpcpod.images.names import normal_name
-from hpcpod.images.strictjson import parse_object
-from hpcpod.images.tarheader import parse_header, parse_number, parse_pax, pax_time
+from hpcpod.images.strictjson import Fields, parse_object
+from hpcpod.images.tarheader import parse_header, parse_number, parse_pax, parse_time, pax_time
 from hpcpod.images.tarstream import ByteStream, Entry, TarReader
 from hpcpod.images.zstdframes import FrameWalker
 from tests.testbed.layouts import (
@@ -48,13 +48,59 @@ def entries(data: bytes, step: int = 1 << 20) -> list[Entry]:
 
 @given(st.dictionaries(st.text(max_size=5), st.integers(-(10**18), 10**18) | st.text(max_size=5), max_size=5))
 def test_json_is_read_as_python_reads_it(document: dict[str, object]) -> None:
-    folded = {key.casefold() for key in document}
     raw = json.dumps(document).encode()
-    if len(folded) == len(document):
-        assert parse_object(raw, "x", DEFAULT_LIMITS) == document
+    assert parse_object(raw, "x", DEFAULT_LIMITS) == document
+    if len({key.casefold() for key in document}) == len(document):
+        Fields(document, "x")
     else:
-        with pytest.raises(ImageInvalid):
-            parse_object(raw, "x", DEFAULT_LIMITS)
+        with pytest.raises(ImageInvalid, match="differ in capitals alone"):
+            Fields(document, "x")
+
+
+MAPS = {
+    "Labels": {"Name": "1", "name": "2"},
+    "Volumes": {"/Data": {}, "/data": {}},
+    "ExposedPorts": {"80/TCP": {}, "80/tcp": {}},
+}
+CONFIG = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": []}}
+DESCRIPTOR = {"mediaType": MANIFEST, "digest": f"sha256:{'0' * 64}", "size": 1}
+
+
+def test_maps_may_have_keys_that_differ_in_capitals() -> None:
+    config = parse_config(json.dumps(CONFIG | {"config": MAPS}).encode(), "x", DEFAULT_LIMITS).config
+    assert config.labels == (("Name", "1"), ("name", "2"))
+    assert config.volumes == ("/Data", "/data")
+    annotated = DESCRIPTOR | {"annotations": {"A": "1", "a": "2"}}
+    index = {"schemaVersion": 2, "manifests": [annotated], "annotations": {"A": "1", "a": "2"}}
+    assert len(parse_index(json.dumps(index).encode(), "x", None, DEFAULT_LIMITS)) == 1
+
+
+@pytest.mark.parametrize("name", [*MAPS, "annotations"])
+def test_no_map_may_have_a_key_twice(name: str) -> None:
+    bad = b'{"config": {"%s": {"a": "1", "a": "2"}}}' % name.encode()
+    with pytest.raises(ImageInvalid, match="occurs twice"):
+        parse_object(bad, "x", DEFAULT_LIMITS)
+
+
+PLATFORM = {"os": "linux", "OS": "linux", "architecture": "amd64"}
+FOLDED: dict[str, dict[str, object]] = {
+    "index": {"schemaVersion": 2, "manifests": [], "Manifests": []},
+    "descriptor": {"schemaVersion": 2, "manifests": [DESCRIPTOR | {"Size": 1}]},
+    "platform": {"schemaVersion": 2, "manifests": [DESCRIPTOR | {"platform": PLATFORM}]},
+    "config": CONFIG | {"OS": "linux"},
+    "rootfs": CONFIG | {"rootfs": {"type": "layers", "diff_ids": [], "DIFF_IDS": []}},
+    "config's config": CONFIG | {"config": {"Cmd": ["a"], "cmd": ["b"]}},
+}
+
+
+@pytest.mark.parametrize("case", FOLDED)
+def test_fields_may_not_differ_in_capitals(case: str) -> None:
+    raw = json.dumps(FOLDED[case]).encode()
+    with pytest.raises(ImageInvalid, match="differ in capitals alone"):
+        if "schemaVersion" in FOLDED[case]:
+            parse_index(raw, "x", None, DEFAULT_LIMITS)
+        else:
+            parse_config(raw, "x", DEFAULT_LIMITS)
 
 
 @given(st.binary(max_size=200))
@@ -108,6 +154,11 @@ def test_numbers(value: int) -> None:
     assert parse_number(b"%011o\0" % value, "x") == value
     assert parse_number(b" %010o \0" % (value // 8), "x") == value // 8
     assert parse_number(base256(value, 12), "x") == value
+
+
+@given(st.integers(-(1 << 62), 1 << 62))
+def test_times_may_be_before_1970(value: int) -> None:
+    assert parse_time(base256(value, 12)) == value
 
 
 @pytest.mark.parametrize(
