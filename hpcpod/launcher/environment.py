@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rank's environment: the node's, less what names files of the node, then the image's.  Pure.
 
-Order, the later wins: what the rank inherits · minus LEFT_OUTSIDE · what the image sets · what the launch
-needs (PMI) · ``--env``.
+Order, the later wins: what the rank inherits · minus LEFT_OUTSIDE · what the image sets, less
+NOT_THE_IMAGES · what the launch needs (PMI) · ``--env``.  Of RANK_FIRST the image's value counts only where
+the rank has none.
 """
 
 from __future__ import annotations
@@ -48,6 +49,33 @@ LEFT_OUTSIDE: tuple[str, ...] = (
     "SSH_AUTH_SOCK",
 )
 
+NOT_THE_IMAGES: tuple[str, ...] = (
+    # which rank this is, of what, and where it finds the others: an image saved inside a job says so too
+    "SLURM_*",
+    "PMI_*",
+    "PMIX_*",
+    "OMPI_COMM_*",
+    "OMPI_UNIVERSE*",
+    "PALS_*",
+    "MPI_LOCAL*",
+    "HPCPOD_*",
+    # where the rank is
+    "PWD",
+    "OLDPWD",
+)
+"""What an image must not say, whether the rank has it or not."""
+
+RANK_FIRST: tuple[str, ...] = (
+    # The user is the node's, and so are the home and the scratch directory that are bound; SHELL is not here,
+    # since the image knows which shells it has.
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    # PMIx's own tuning: of an image, too, unlike the wiring in the rest of PMIX_*
+    "PMIX_MCA_*",
+)
+
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -59,15 +87,33 @@ def _parse_env(word: str) -> EnvSet | EnvKeep:
     return EnvSet(name, value) if equals else EnvKeep(name)
 
 
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(
+        name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern for pattern in patterns
+    )
+
+
+def _of_image(image: VerifiedImage, kept: set[str]) -> list[EnvOp]:
+    """What the image may say.  kept: names for which the node's value was asked for."""
+    operations: list[EnvOp] = []
+    for name, value in {"PATH": DEFAULT_PATH, **dict(image.config.env)}.items():
+        if name in kept:
+            continue
+        if _matches(name, RANK_FIRST):
+            operations.append(EnvDefault(name, value))
+        elif not _matches(name, NOT_THE_IMAGES):
+            operations.append(EnvSet(name, value))
+    return operations
+
+
 def environment_ops(image: VerifiedImage, launch: Sequence[EnvOp], asked: Sequence[str]) -> tuple[EnvOp, ...]:
     """All operations, in order.  asked: the words of ``--env``.  Raises UsageError."""
     parsed = [_parse_env(word) for word in asked]
     kept = {item.name for item in parsed if isinstance(item, EnvKeep)}
-    image_env = {"PATH": DEFAULT_PATH, **dict(image.config.env)}
     return (
         *(item for item in parsed if isinstance(item, EnvKeep)),
         *(EnvUnset(pattern) for pattern in LEFT_OUTSIDE),
-        *(EnvSet(name, value) for name, value in image_env.items() if name not in kept),
+        *_of_image(image, kept),
         EnvSet("HPCPOD_IMAGE", image.reference),
         EnvSet("HPCPOD_DIGEST", image.digest),
         EnvDefault("HOME", "/"),

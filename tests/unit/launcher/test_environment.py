@@ -8,7 +8,7 @@ import pytest
 from hpcpod.errors import UsageError
 from hpcpod.frozen import replace
 from hpcpod.launcher.environment import DEFAULT_PATH, environment_ops
-from hpcpod.model import EnvDefault, EnvKeep, EnvOp, EnvSet, EnvUnset, ImageConfig
+from hpcpod.model import EnvDefault, EnvKeep, EnvOp, EnvSet, EnvUnset, ImageConfig, VerifiedImage
 from tests.unit.launcher.worlds import IMAGE
 
 
@@ -55,7 +55,38 @@ def test_an_image_without_a_path_gets_the_usual_one() -> None:
 
 
 def test_a_missing_home_is_the_root() -> None:
-    assert result({})["HOME"] == "/"
+    assert result({}, image=replace(IMAGE, config=ImageConfig()))["HOME"] == "/"
+
+
+def saying(**variables: str) -> VerifiedImage:
+    return replace(IMAGE, config=ImageConfig(env=tuple(variables.items())))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SLURM_PROCID", "SLURM_JOB_ID", "PMI_RANK", "PMI_FD", "PMIX_RANK", "PMIX_SERVER_URI2",
+        "PMIX_SECURITY_MODE", "OMPI_COMM_WORLD_SIZE", "OMPI_UNIVERSE_SIZE", "PALS_RANKID",
+        "MPI_LOCALRANKID", "HPCPOD_NTASKS", "PWD", "OLDPWD",
+    ],
+)  # fmt: skip
+def test_no_image_says_which_rank_this_is(name: str) -> None:
+    image = saying(**{name: "9"})
+    assert result({name: "3"}, image=image)[name] == "3"
+    assert name not in result({}, image=image)
+    assert result({name: "3"}, f"{name}=5", image=image)[name] == "5"
+
+
+@pytest.mark.parametrize("name", ["HOME", "USER", "LOGNAME", "TMPDIR", "PMIX_MCA_gds"])
+def test_an_image_may_say_what_the_rank_does_not(name: str) -> None:
+    image = saying(**{name: "image"})
+    assert result({name: "rank"}, image=image)[name] == "rank"
+    assert result({}, image=image)[name] == "image"
+
+
+@pytest.mark.parametrize("name", ["SHELL", "OMPI_MCA_btl", "SLURMISH", "HOMEPAGE", "LD_LIBRARY_PATH"])
+def test_the_rest_is_the_images(name: str) -> None:
+    assert result({name: "rank"}, image=saying(**{name: "image"}))[name] == "image"
 
 
 def test_asked_for_wins_over_image_and_launch() -> None:

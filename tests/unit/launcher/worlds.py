@@ -36,7 +36,13 @@ IMAGE = VerifiedImage(
     rootfs="/store/images/sha256-" + "ab" * 32 + "/rootfs",
     platform=Platform("linux", "amd64"),
     config=ImageConfig(
-        env=(("PATH", "/opt/app/bin:/usr/bin:/bin"), ("LANG", "C.UTF-8"), ("ODD", "a=b\nc")),
+        env=(
+            ("PATH", "/opt/app/bin:/usr/bin:/bin"),
+            ("LANG", "C.UTF-8"),
+            ("ODD", "a=b\nc"),
+            ("HOME", "/root"),
+            ("SLURM_PROCID", "9"),
+        ),
         entrypoint=("/opt/app/bin/start",),
         cmd=("--serve",),
         workdir="/opt/app",
