@@ -130,24 +130,10 @@ class StoreFull(HpcpodError):
     fault = Fault.SITE
 
 
-class KernelFeatureMissing(HpcpodError):
-    """The node's kernel lacks, or forbids, something that a rootless pod needs."""
-
-    slug = "kernel-feature"
-    fault = Fault.SITE
-
-
 class MpiMismatch(HpcpodError):
     """Ranks would start as N worlds of size one: PMI served and MPI of the image do not fit."""
 
     slug = "mpi-mismatch"
-    fault = Fault.USER
-
-
-class BindSourceMissing(HpcpodError):
-    """The source of a bind does not exist or cannot be reached."""
-
-    slug = "bind-source"
     fault = Fault.USER
 
 
@@ -156,3 +142,25 @@ class ReportEmpty(HpcpodError):
 
     slug = "report-empty"
     fault = Fault.USER
+
+
+class SystemRefused(HpcpodError):
+    """The operating system refused something that no other error here foresaw."""
+
+    slug = "os-error"
+    fault = Fault.SITE
+
+
+def as_hpcpod_error(error: Exception, what: str = "input or output") -> HpcpodError:
+    """What a command ends with for an exception that nothing handled.
+
+    what: named where an OSError names no file.
+    """
+    if isinstance(error, HpcpodError):
+        return error
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return SystemRefused(f"{' to '.join(names) or what}: {error.strerror.lower()}")
+    return HpcpodError(
+        f"internal error: {type(error).__name__}: {error}", hint="run again with --debug and report it"
+    )

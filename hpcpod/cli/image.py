@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
-from types import FrameType
-from typing import NoReturn
 
 import click
 
@@ -41,17 +38,6 @@ def image() -> None:
     """Unpack, verify and keep images."""
 
 
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    """End as an exception does, so that what was half-made is removed."""
-    raise SystemExit(128 + number)
-
-
-def _clean_on_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _stop)
-
-
 def _limits(max_bytes: str | None) -> Limits:
     if max_bytes is None:
         return DEFAULT_LIMITS
@@ -78,7 +64,6 @@ def unpack(reference: str, destination: str, max_bytes: str | None, platform: st
 
     Every byte is verified before DEST appears; on an error nothing is left behind.
     """
-    _clean_on_signals()
     progress = StderrProgress()
     _, unpacked = unpack_to(
         parse_reference(reference), destination, _platform(platform), _limits(max_bytes), progress
@@ -92,7 +77,6 @@ def unpack(reference: str, destination: str, max_bytes: str | None, platform: st
 @click.argument("reference", metavar="REF")
 def pull(reference: str, max_bytes: str | None, platform: str | None) -> None:
     """Verify and unpack the image REF into the store, and print its digest."""
-    _clean_on_signals()
     progress = StderrProgress()
     found, phases, _ = ensure(
         reference,

@@ -14,11 +14,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 from hpcpod import config
-from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable, UsageError
+from hpcpod.errors import StoreFull, StoreUnusable, UsageError, as_hpcpod_error
 from hpcpod.images import store
 from hpcpod.images.platforms import parse_platform
 from hpcpod.isolation import seccomp
-from hpcpod.launcher import events, facts, sweep
+from hpcpod.launcher import events, facts, signals, sweep
 from hpcpod.launcher.plan import Facts, make_plan
 from hpcpod.launcher.record import record_bytes
 from hpcpod.launcher.request import RunRequest, parse_request
@@ -62,15 +62,28 @@ def write_record(path: str, content: bytes) -> None:
     """Put the record where the front looks, whole or not at all.  Raises StoreUnusable, StoreFull."""
     temporary = f"{path}.{os.getpid()}"
     try:
-        # Not exclusively: a killed process that had the same pid may have left one.
-        with open(
-            temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)
-        ) as file:
-            file.write(content)
+        _write(temporary, content)
         os.rename(temporary, path)
     except OSError as error:
+        _remove(temporary)
         kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnusable
         raise kind(f"plan {path}: {error.strerror}", hint="HPCPOD_RUNTIME names another directory") from error
+    except BaseException:  # a signal's
+        _remove(temporary)
+        raise
+
+
+def _write(path: str, content: bytes) -> None:
+    # Not exclusively: a killed process that had the same pid may have left one.
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
+        file.write(content)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:  # not made yet, or the directory is what failed: that is what the caller raises
+        return
 
 
 def prepare(record: str, scope: str, words: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -92,14 +105,23 @@ def _working_directory() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit status: 0, or what the error says; the error's lines go to stderr."""
+    """The exit status: 0, or what the error says; the error's lines go to stderr.
+
+    A signal ends it as a signal does, after clearing up: to the front, which waits, that says nothing about
+    the next attempt, as an exit status would.
+    """
+    signals.clear_up_on_signals()
     try:
         prepare(arguments[0], arguments[1], arguments[2:], os.environ)
-    except HpcpodError as error:
+    except signals.Stopped as stop:
+        signals.end_by(stop.number)
+        return 128 + stop.number
+    except Exception as error:
         if "--debug" in arguments:
             raise
-        sys.stderr.write(error.lines())
-        return error.exit_code
+        known = as_hpcpod_error(error)
+        sys.stderr.write(known.lines())
+        return known.exit_code
     return 0
 
 
