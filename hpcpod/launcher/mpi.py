@@ -13,7 +13,6 @@ from hpcpod.errors import MpiMismatch, UsageError
 from hpcpod.frozen import frozen
 from hpcpod.log import shown
 from hpcpod.model import (
-    BindFromEnv,
     EnvOp,
     EnvSet,
     EnvUnset,
@@ -33,15 +32,6 @@ _DEMANDED = {
     "pmi2": frozenset({PmiKind.PMI1, PmiKind.PMI2}),  # one descriptor serves both wire protocols
     "pmix": frozenset({PmiKind.PMIX}),
 }
-
-DESCRIPTORS = ("PMI_FD",)
-"""Variables that name a descriptor which the rank must keep open."""
-
-BINDS = (BindFromEnv("PMIX_SERVER_TMPDIR"),)
-"""PMIx clients read files that the node's server keeps here."""
-
-DEPENDS = ("PMIX_SECURITY_MODE",)
-"""Variables that :func:`wiring` reads: a plan made from it is void where they differ."""
 
 NAMES = {MpiFamily.MPICH: "MPICH", MpiFamily.OPENMPI: "Open MPI"}
 

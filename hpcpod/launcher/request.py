@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from hpcpod.errors import UsageError
 from hpcpod.frozen import frozen
+from hpcpod.launcher import mpi
 from hpcpod.launcher.options import RUN_OPTIONS, Option
 
 REQUEST_VARIABLES: tuple[str, ...] = (
@@ -21,7 +22,6 @@ REQUEST_VARIABLES: tuple[str, ...] = (
 """Variables that a plan depends on; native/request.c hashes the same names into the plan's name."""
 
 WRITABLE_DEFAULT = 256 << 20
-MPI_MODES = ("auto", "pmi2", "pmix", "none")
 
 _BY_NAME = {option.name: option for option in RUN_OPTIONS}
 _BY_SHORT = {option.short: option for option in RUN_OPTIONS if option.short}
@@ -139,7 +139,7 @@ def parse_request(words: Sequence[str], environment: Mapping[str, str]) -> tuple
         env=tuple(values.get("env", [])),
         workdir=_workdir(last("workdir")),
         ntasks=_positive(ntasks, "option --ntasks") if ntasks else None,
-        mpi=_choice(last("mpi") or environment.get("HPCPOD_MPI") or "auto", "mpi", MPI_MODES),
+        mpi=_choice(last("mpi") or environment.get("HPCPOD_MPI") or "auto", "mpi", mpi.MODES),
         writable=writable,
         home="no-home" not in values,
         shm_size=parse_size(shm, "option --shm-size") if shm else 0,
