@@ -55,8 +55,10 @@ def _join(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _best(rows: Sequence[Row], count: str) -> float | None:
-    values = [value for key in PEERS if (value := _median(rows, key, count)) is not None]
-    return min(values, default=None)
+    """The fastest peer's; None where one of them was not measured: it might have been the fastest."""
+    values = [_median(rows, key, count) for key in PEERS]
+    found = [value for value in values if value is not None]
+    return min(found) if len(found) == len(values) else None
 
 
 def _fresh(rows: Sequence[Row]) -> list[list[str]]:
