@@ -27,6 +27,9 @@ RANKS = 4
 JOB_SECONDS = 180
 """Beyond that the job hangs; it takes a few seconds."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT, as a shell says it."""
+
 PROGRAM = f"python3 -m hpcpod_demo --size {RANKS}"
 
 JOB = """\
@@ -150,6 +153,9 @@ def main() -> int:
     except (ImageUnavailable, ClusterError) as error:
         print(f"==> {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # what was brought up has been taken down on the way here
+        print("==> interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
