@@ -27,9 +27,9 @@ def report(as_json: bool, raw: bool, events: tuple[str, ...]) -> None:
     """Show how long each phase of a start took, and which rank was slowest.
 
     Without an argument: the latest start on this node.  Events stay on the node where a rank ran; to merge
-    those of all nodes:
+    those of all nodes, at the end of the job's script:
 
-        srun --jobid=JOB --ntasks-per-node=1 hpcpod report --raw JOB.0 | hpcpod report -
+        srun -n "$SLURM_NNODES" --ntasks-per-node=1 hpcpod report --raw JOB.0 | hpcpod report -
     """
     lines = list(gather(events, os.environ, os.getuid()))
     if raw:
