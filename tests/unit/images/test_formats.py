@@ -57,13 +57,17 @@ def test_json_is_read_as_python_reads_it(document: dict[str, object]) -> None:
             Fields(document, "x")
 
 
-MAPS = {
+MAPS: dict[str, object] = {
     "Labels": {"Name": "1", "name": "2"},
     "Volumes": {"/Data": {}, "/data": {}},
     "ExposedPorts": {"80/TCP": {}, "80/tcp": {}},
 }
-CONFIG = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": []}}
-DESCRIPTOR = {"mediaType": MANIFEST, "digest": f"sha256:{'0' * 64}", "size": 1}
+CONFIG: dict[str, object] = {
+    "os": "linux",
+    "architecture": "amd64",
+    "rootfs": {"type": "layers", "diff_ids": []},
+}
+DESCRIPTOR: dict[str, object] = {"mediaType": MANIFEST, "digest": f"sha256:{'0' * 64}", "size": 1}
 
 
 def test_maps_may_have_keys_that_differ_in_capitals() -> None:
@@ -82,7 +86,7 @@ def test_no_map_may_have_a_key_twice(name: str) -> None:
         parse_object(bad, "x", DEFAULT_LIMITS)
 
 
-PLATFORM = {"os": "linux", "OS": "linux", "architecture": "amd64"}
+PLATFORM: dict[str, object] = {"os": "linux", "OS": "linux", "architecture": "amd64"}
 FOLDED: dict[str, dict[str, object]] = {
     "index": {"schemaVersion": 2, "manifests": [], "Manifests": []},
     "descriptor": {"schemaVersion": 2, "manifests": [DESCRIPTOR | {"Size": 1}]},
