@@ -206,7 +206,7 @@ _CHANGES = st.dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(NAMES), _CHANGES)
 def test_both_read_a_changed_environment_alike(call: Call, name: str, changes: dict[str, str | None]) -> None:
     environment, _ = golden(name)

@@ -52,10 +52,11 @@ static long number(const char *name, struct fault *f)
 	return value == MALFORMED ? malformed(f, name, "a number") : value;
 }
 
-static const char *first_set(const char *const *names)
+/* The first of these variables that is there; empty ones count where a number is wanted, as wrong numbers. */
+static const char *first_set(const char *const *names, bool empty_too)
 {
 	for (; *names; names++)
-		if (getenv(*names) && *getenv(*names))
+		if (getenv(*names) && (empty_too || *getenv(*names)))
 			return *names;
 	return NULL;
 }
@@ -170,7 +171,7 @@ static long local_tasks(long local_rank, struct fault *f)
 
 static int recognise_task(struct step *step, struct fault *f)
 {
-	const char *tasks = first_set(task_names), *node = getenv("SLURMD_NODENAME");
+	const char *tasks = first_set(task_names, true), *node = getenv("SLURMD_NODENAME");
 
 	if (!tasks || !getenv("SLURM_PROCID") || !getenv("SLURM_LOCALID")) {
 		fail(f, EXIT_HPCPOD, "usage", "environment variable %s: not set, although SLURM_STEP_ID is",
@@ -196,7 +197,7 @@ static int recognise_task(struct step *step, struct fault *f)
 /* The step's id into step->id, which stays empty outside one: a batch script, a shell of salloc. */
 static int recognise_id(struct step *step, struct fault *f)
 {
-	const char *name = first_set(step_names);
+	const char *name = first_set(step_names, false);
 	long id;
 
 	for (size_t i = 0; name && reserved_steps[i]; i++)
@@ -216,16 +217,17 @@ static int recognise_id(struct step *step, struct fault *f)
  */
 static int recognise_slurm(struct step *step, bool by_mpiexec, struct fault *f)
 {
-	const char *name = first_set(job_names);
-	long job = name ? number(name, f) : UNSET;
+	const char *name = first_set(job_names, false);
+	long job;
 
-	if (job == MALFORMED || (name && recognise_id(step, f) < 0))
-		return -1;
-	if (!name || (!step->id[0] && !by_mpiexec)) {
-		step->id[0] = '\0';
+	if (!name)
 		return 0;
-	}
-	if (!by_mpiexec && recognise_task(step, f) < 0)
+	if (recognise_id(step, f) < 0)
+		return -1;
+	if (!step->id[0] && !by_mpiexec)
+		return 0;
+	job = number(name, f);
+	if (job == MALFORMED || (!by_mpiexec && recognise_task(step, f) < 0))
 		return -1;
 	if (!step->id[0])
 		snprintf(step->id, sizeof step->id, "batch");
