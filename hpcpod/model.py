@@ -206,7 +206,18 @@ class GeneratedFile:
     content: str
 
 
-Mount = Bind | BindFromEnv | Tmpfs | GeneratedFile
+@frozen
+class Shield:
+    """No directory that a variable names is bound here: it would hide files of the image.
+
+    whole: the directory alone; else all below it too.
+    """
+
+    target: str
+    whole: bool
+
+
+Mount = Bind | BindFromEnv | Tmpfs | GeneratedFile | Shield
 
 
 @frozen

@@ -11,7 +11,7 @@ from __future__ import annotations
 from posixpath import normpath
 
 from hpcpod.errors import UsageError
-from hpcpod.model import Bind, BindFromEnv, Mount, Tmpfs
+from hpcpod.model import Bind, BindFromEnv, Mount, Shield, Tmpfs
 
 _KERNEL_AND_CODE = (
     "bin",
@@ -91,10 +91,17 @@ def user_mounts(home: str | None, cwd: str, binds: tuple[str, ...]) -> list[Moun
     mounts: list[Mount] = []
     asked = [parse_bind(word, cwd) for word in binds]
     temporary: list[Mount] = [Bind("/tmp", "/tmp"), Bind("/var/tmp", "/var/tmp")]
-    for directory in (home, cwd):
+    for directory in (_clean(home) if home else None, cwd):
         if directory and not shadows_image(directory) and not _covered(directory, temporary + mounts):
             mounts.append(Bind(directory, directory, optional=True))
     return [*mounts, *asked]
+
+
+def shields() -> list[Mount]:
+    """The places of the image that a directory named by a variable must not hide; as shadows_image says."""
+    seen_anyway = {"dev", "proc", "sys", ""}
+    code = [Shield(f"/{name}", whole=False) for name in _KERNEL_AND_CODE if name not in seen_anyway]
+    return [*code, *(Shield(f"/{name}", whole=True) for name in _NEVER_WHOLE if name not in seen_anyway)]
 
 
 def step_mounts(pmix: str | None) -> list[Mount]:

@@ -120,6 +120,7 @@ def _local_launch(
 def _mounts(request: RunRequest, facts: Facts) -> list[Mount]:
     home = facts.user.home if request.home else None
     mounts = binds.fixed_mounts(request.shm_size)
+    mounts += binds.shields()
     mounts += binds.step_mounts(facts.paths.pmix)
     mounts += binds.user_mounts(home, facts.context.cwd, request.binds)
     mounts += [

@@ -22,6 +22,7 @@ from hpcpod.model import (
     Mount,
     NodePlan,
     RankPlan,
+    Shield,
     Tmpfs,
 )
 
@@ -50,6 +51,8 @@ def _mount(mount: Mount) -> Words:
             return ["bind-env", mount.variable]
         case Tmpfs():
             return ["tmpfs", mount.target, f"{mount.mode:04o}", str(mount.size)]
+        case Shield():
+            return ["shield", mount.target, "whole" if mount.whole else "below"]
         case GeneratedFile():
             return ["file", mount.target, mount.content]
         case _:

@@ -130,7 +130,7 @@ static void use(const struct record *record)
 	struct fault f = {0};
 
 	record_is_current(record);
-	descriptors_close(record);
+	descriptors_close(record, descriptor_of_pmi());
 	if (environment_apply(record, &f) < 0 && !f.text[0])
 		abort();
 }

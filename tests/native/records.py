@@ -23,6 +23,7 @@ from hpcpod.model import (
     PmiKind,
     PodPlan,
     RankPlan,
+    Shield,
     Tmpfs,
     VerifiedImage,
 )
@@ -46,6 +47,7 @@ PLAN = NodePlan(
             Bind("/data", "/data", read_only=True, optional=True),
             BindFromEnv("PMIX_SERVER_TMPDIR"),
             Tmpfs("/dev/shm", 0o1777, 0),
+            Shield("/usr", whole=False),
             GeneratedFile("/etc/passwd", "a:x:1:1::/:/bin/sh\n"),
         ),
     ),

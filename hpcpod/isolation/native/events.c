@@ -97,6 +97,8 @@ void events_write(int events, const struct launch *l)
 {
 	struct line line;
 
+	if (events < 0)
+		return;
 	if (l->stamps.create_end) {
 		begin(&line, "prepare", l);
 		line.used += (size_t)snprintf(line.text + line.used, 160,

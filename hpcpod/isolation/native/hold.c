@@ -64,7 +64,20 @@ static void retire(int runtime, const char *name, const char *hidden)
 		remove_directory(runtime, hidden);
 }
 
-static int publish(struct holder *h, const char *plan, struct fault *f)
+/* The words that the pod was made from: the plan's own file may have been replaced meanwhile. */
+static int write_record(const struct holder *h, const struct record *record, const char *path)
+{
+	int fd = openat(h->runtime, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	ssize_t written = fd < 0 ? -1 : write(fd, record->bytes, record->size);
+
+	if (written >= 0 && written != (ssize_t)record->size)
+		errno = ENOSPC;
+	if (fd >= 0)
+		close(fd);
+	return written == (ssize_t)record->size ? 0 : -1;
+}
+
+static int publish(struct holder *h, const struct record *record, struct fault *f)
 {
 	char path[256], final[256], pid[16];
 
@@ -79,7 +92,7 @@ static int publish(struct holder *h, const char *plan, struct fault *f)
 	    (h->fifo = openat(h->runtime, path, O_RDWR | O_NONBLOCK | O_CLOEXEC)) < 0)
 		return fail_errno(f, "pod", "%s/%s", runtime_path(), path);
 	snprintf(path, sizeof path, "%s/record", h->hidden);
-	if (linkat(h->runtime, plan, h->runtime, path, 0) < 0)
+	if (write_record(h, record, path) < 0)
 		return fail_errno(f, "pod", "%s/%s", runtime_path(), path);
 	snprintf(path, sizeof path, "%s/holder", h->hidden);
 	if (symlinkat(pid, h->runtime, path) < 0)
@@ -213,10 +226,10 @@ static int watch_members(struct holder *h, struct fault *f)
  * In the grandchild: make the pod, tell the creator, stay.  A creator that was killed meanwhile changes nothing:
  * the pod is as good for the others.
  */
-static void hold(struct holder *h, const char *plan, const struct record *record)
+static void hold(struct holder *h, const struct record *record)
 {
 	struct fault fault = {0};
-	bool made = detach(h, &fault) == 0 && pod_make(record, &fault) == 0 && publish(h, plan, &fault) == 0 &&
+	bool made = detach(h, &fault) == 0 && pod_make(record, &fault) == 0 && publish(h, record, &fault) == 0 &&
 	            watch_members(h, &fault) == 0 && privileges_drop(NULL, &fault) == 0;
 
 	if (!made && h->published)
@@ -231,7 +244,7 @@ static void hold(struct holder *h, const char *plan, const struct record *record
 	_exit(0);
 }
 
-static void fork_holder(struct holder *h, const char *plan, const struct record *record)
+static void fork_holder(struct holder *h, const struct record *record)
 {
 	struct fault fault = {0};
 	pid_t child;
@@ -239,7 +252,7 @@ static void fork_holder(struct holder *h, const char *plan, const struct record 
 	setsid();
 	child = fork();
 	if (child == 0)
-		hold(h, plan, record);
+		hold(h, record);
 	if (child < 0 && fail_errno(&fault, "pod", "fork") < 0 && write(h->report, &fault, sizeof fault) < 0)
 		_exit(EXIT_HPCPOD);
 	_exit(0);
@@ -250,8 +263,8 @@ static void fork_holder(struct holder *h, const char *plan, const struct record 
  * the same pod; the holder keeps it until the pod can be found, even when the caller is killed.
  * Two forks: the holder must not be a child that the user's program could wait for, nor be in its session.
  */
-int pod_hold(int runtime, int lock, const char *name, const char *plan, const struct record *record,
-             const struct step *step, struct fault *f)
+int pod_hold(int runtime, int lock, const char *name, const struct record *record, const struct step *step,
+             struct fault *f)
 {
 	struct holder holder = {.runtime = runtime, .lock = lock, .fifo = -1, .expected = step->local_ntasks};
 	char stale[40];
@@ -269,7 +282,7 @@ int pod_hold(int runtime, int lock, const char *name, const char *plan, const st
 	child = fork();
 	if (child == 0) {
 		close(report[0]);
-		fork_holder(&holder, plan, record);
+		fork_holder(&holder, record);
 	}
 	close(report[1]);
 	if (child < 0)

@@ -38,6 +38,7 @@ void fault_print(const struct fault *f);
 /* ---- syscalls.c: one wrapper for each call that libc does not have */
 
 int sys_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve);
+int sys_open_in_root(int root, const char *path);
 int sys_open_tree(int dir, const char *path, unsigned flags);
 int sys_move_mount(int from, int to);
 int sys_mount_setattr(int fd, bool recursive, uint64_t set);
@@ -58,6 +59,10 @@ struct request {
 	char *const *program; /* NULL-terminated; empty when the image's own command is wanted */
 	char hash[33];        /* of all that a plan depends on */
 };
+
+enum { HASH_SIZE = 33 };
+
+void hash_words(const char *const *words, char *out); /* NULL-terminated; HASH_SIZE bytes of text */
 
 enum request_kind { REQUEST_READY, REQUEST_FOR_PYTHON };
 
@@ -91,7 +96,7 @@ const char *runtime_path(void);    /* after runtime_open */
 enum op_kind {
 	OP_GUARD, OP_ROOTFS, OP_WRITABLE, OP_BIND, OP_BIND_ENV, OP_TMPFS, OP_FILE, OP_ENV_SET, OP_ENV_DEFAULT,
 	OP_ENV_UNSET, OP_ENV_KEEP, OP_WORKDIR, OP_COMMAND, OP_LAUNCH, OP_SECCOMP, OP_PMI_CHECK, OP_PMI_ACCEPT, OP_REFERENCE,
-	OP_DIGEST, OP_KEEP_FDS, OP_END,
+	OP_DIGEST, OP_SHIELD, OP_KEEP_FDS, OP_END,
 };
 
 struct op {
@@ -112,12 +117,15 @@ bool record_is_current(const struct record *record);
 const char *record_word(const struct record *record, enum op_kind kind);
 void record_free(struct record *record);
 
-/* ---- mounts.c and pod.c: make a pod around this process */
+/* ---- root.c, mounts.c and pod.c: make a pod around this process */
 
 struct mount {
 	const struct op *op;
 	const char *target;
+	const char *source; /* of a bind */
 	bool directory;
+	int tree;    /* a copy of source where it was taken already; else -1 */
+	char *named; /* owned: target, where a variable names it; else NULL */
 };
 
 struct assembly {
@@ -125,18 +133,21 @@ struct assembly {
 	size_t count;
 	int tree;    /* the image's tree, O_PATH */
 	int root;    /* the new root, O_PATH, once it is mounted */
+	dev_t root_device;
+	ino_t root_inode;
 	int scratch; /* memory file system for mount points, generated files and the writable layer */
 	unsigned files;
 };
 
+int list_mounts(const struct record *record, struct assembly *a, struct fault *f);
 int make_root(const struct record *record, struct assembly *a, struct fault *f);
-int apply_mount(struct assembly *a, const struct mount *mount, struct fault *f);
+int apply_mount(struct assembly *a, struct mount *mount, struct fault *f);
 int pod_make(const struct record *record, struct fault *f);
 
 /* ---- hold.c: a process that keeps a pod until its last member is gone */
 
-int pod_hold(int runtime, int lock, const char *name, const char *plan, const struct record *record,
-             const struct step *step, struct fault *f);
+int pod_hold(int runtime, int lock, const char *name, const struct record *record, const struct step *step,
+             struct fault *f);
 
 /* ---- join.c */
 
@@ -149,6 +160,17 @@ bool pod_find(int runtime, const char *name, struct pod *pod);
 bool pod_is_held(const struct pod *pod);
 bool pod_join(const struct pod *pod);
 void pod_forget(struct pod *pod);
+
+/* ---- lock.c */
+
+enum turn { MY_TURN, WAITED, LOCK_FAILED };
+
+int lock_open(int runtime, const char *name, struct fault *f);
+int lock_patiently(int fd, int operation);
+enum turn lock_take_turn(int fd, bool again, struct fault *f);
+void lock_note_failure(int fd, int code);
+int lock_noted_failure(int fd, int64_t since);
+int lock_end_like_winner(int code, struct fault *f);
 
 /* ---- prepare.c: the ranks of a node agree on who makes the plan and the pod */
 
@@ -168,15 +190,19 @@ struct launch {
 
 int pod_enter(struct launch *launch, struct fault *f);
 
+/* ---- mpi.c */
+
+int mpi_check(const struct record *record, const struct launch *launch, struct fault *f);
+
 /* ---- rank.c: from a process in the pod to the user's program */
 
-int rank_check_mpi(const struct record *record, const struct launch *launch, struct fault *f);
 int rank_execute(const struct launch *launch, const char *caller_cwd, int events, struct fault *f);
 
 /* ---- privileges.c */
 
 int privileges_drop(const struct record *record, struct fault *f);
-void descriptors_close(const struct record *record);
+int descriptor_of_pmi(void);
+void descriptors_close(const struct record *record, int pmi);
 
 /* ---- environment.c, diagnose.c, events.c, python.c, stub.c */
 

@@ -15,6 +15,7 @@ static int run(char *const *words, struct fault *f)
 {
 	struct launch launch = {.stamps.start = clock_realtime_ns(), .argv = words};
 	char cwd[PATH_MAX] = "";
+	struct fault ignored;
 	int events;
 
 	if (request_parse(words + 2, &launch.request) == REQUEST_FOR_PYTHON)
@@ -24,8 +25,9 @@ static int run(char *const *words, struct fault *f)
 	launch.runtime = step_recognise(&launch.step, f) < 0 ? -1 : runtime_open(f);
 	if (launch.runtime < 0)
 		return -1;
-	events = events_open(launch.runtime, &launch.step, f);
-	if (events < 0 || pod_enter(&launch, f) < 0)
+	/* A node that is full records nothing, but starts its ranks. */
+	events = events_open(launch.runtime, &launch.step, &ignored);
+	if (pod_enter(&launch, f) < 0)
 		return -1;
 	return rank_execute(&launch, cwd, events, f);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The pod's root and what is mounted on it.
+ * What is mounted on the pod's root.
  *
  * Every target is resolved inside the new root (openat2, RESOLVE_IN_ROOT) and mounted by descriptor: a link in
  * the image, /dev -> /host/path say, can redirect a mount to another place of the image, never to the node.
@@ -11,11 +11,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mount.h>
-#include <linux/openat2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,261 +21,126 @@
 #define AT_RECURSIVE 0x8000
 #endif
 
-enum { IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
-
-static int open_in(int root, const char *path)
-{
-	return sys_openat2(root, path, O_PATH, IN_ROOT);
-}
-
-/* ------------------------------------------------------------------ mount points that the image lacks */
-
-/* Make path in the scratch layer, with the modes that the image gives to the directories on the way. */
-static int make_in_layer(const struct assembly *a, int layer, char *path, bool directory)
-{
-	for (char *slash = strchr(path + 1, '/');; slash = strchr(slash + 1, '/')) {
-		struct stat s = {.st_mode = 0755};
-		int there, made;
-
-		if (slash)
-			*slash = '\0';
-		there = open_in(a->tree, path);
-		if (there >= 0 && (fstat(there, &s) < 0 || !S_ISDIR(s.st_mode)))
-			s.st_mode = 0755; /* a file of the image that is hidden by the directory */
-		if (there >= 0)
-			close(there);
-		if (slash || directory)
-			made = mkdirat(layer, path + 1, s.st_mode & 07777);
-		else if ((made = openat(layer, path + 1, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644)) >= 0)
-			close(made);
-		if (made < 0 && errno != EEXIST)
-			return -1;
-		if (!slash)
-			return 0;
-		*slash = '/';
-	}
-}
-
-/* Path of an open descriptor below the image's tree: where a link in the image really leads. */
-static int path_in_tree(const struct assembly *a, int fd, char *out, size_t size)
-{
-	char link[32], tree[PATH_MAX], full[PATH_MAX];
-	ssize_t n, m;
-
-	snprintf(link, sizeof link, "/proc/self/fd/%d", a->tree);
-	n = readlink(link, tree, sizeof tree - 1);
-	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-	m = readlink(link, full, sizeof full - 1);
-	if (n < 0 || m < n || memcmp(full, tree, (size_t)n) != 0)
-		return -1;
-	full[m] = '\0';
-	snprintf(out, size, "%s", full + n);
-	return 0;
-}
-
-/* The mount point without links: the longest part that the image has, resolved, and the rest as it is. */
-static int settle_target(const struct assembly *a, const char *target, char *out, size_t size)
-{
-	char part[PATH_MAX];
-	size_t length = strlen(target);
-	int fd, result;
-
-	if (length >= sizeof part) {
-		errno = ENAMETOOLONG;
-		return -1;
-	}
-	memcpy(part, target, length + 1);
-	while ((fd = open_in(a->tree, length ? part : "/")) < 0 && length > 0 && (errno == ENOENT || errno == ENOTDIR)) {
-		while (length > 0 && part[--length] != '/')
-			;
-		part[length] = '\0';
-	}
-	if (fd < 0)
-		return -1;
-	result = path_in_tree(a, fd, out, size);
-	close(fd);
-	if (result == 0 && strlen(out) + strlen(target + length) >= size) {
-		errno = ENAMETOOLONG;
-		return -1;
-	}
-	if (result == 0)
-		strcat(out, target + length);
-	return result;
-}
-
-/* Whether target lies on or below something that an earlier operation mounts: then it is not the image's. */
-static bool below_earlier(const struct assembly *a, size_t count, const char *target)
-{
-	for (size_t i = 0; i < count; i++) {
-		size_t length = strlen(a->mounts[i].target);
-
-		if (!strncmp(a->mounts[i].target, target, length) && (target[length] == '/' || !target[length]))
-			return true;
-	}
-	return false;
-}
-
-static int make_mount_points(const struct assembly *a, int layer, bool *needed, struct fault *f)
-{
-	for (size_t i = 0; i < a->count; i++) {
-		const struct mount *mount = &a->mounts[i];
-		char path[PATH_MAX];
-		int there = open_in(a->tree, mount->target);
-
-		if (there >= 0)
-			close(there);
-		if (there >= 0 || below_earlier(a, i, mount->target))
-			continue;
-		if (errno != ENOENT && errno != ENOTDIR)
-			return fail_errno(f, "mount", "mount point %s in the image", mount->target);
-		if (settle_target(a, mount->target, path, sizeof path) < 0)
-			return fail_errno(f, "mount", "mount point %s in the image", mount->target);
-		*needed = true;
-		if (make_in_layer(a, layer, path, mount->directory) < 0)
-			return fail_errno(f, "mount", "mount point %s", mount->target);
-	}
-	return 0;
-}
-
 /* ------------------------------------------------------------------ which mounts there are */
 
-/* Fill in target and kind of one operation; false when it is no mount, or is passed over on this node. */
-static bool place(const struct op *op, struct mount *mount)
+/* A plain absolute path below the root: "." and ".." would lead elsewhere than the name says. */
+static bool is_plain(const char *path)
+{
+	const char *last = strrchr(path, '/');
+
+	return path[0] == '/' && path[1] && !strstr(path, "//") && !strstr(path, "/./") && !strstr(path, "/../") &&
+	       strcmp(last, "/.") != 0 && strcmp(last, "/..") != 0;
+}
+
+static bool is_below(const char *path, const char *directory)
+{
+	size_t length = strlen(directory);
+
+	return !strncmp(path, directory, length) && (path[length] == '/' || !path[length]);
+}
+
+/* Whether a directory of the node at this path would hide files of the image. */
+static bool is_shielded(const struct record *record, const char *path)
+{
+	bool shielded = false;
+
+	for (size_t i = 0; i < record->count; i++) {
+		const struct op *op = &record->ops[i];
+
+		if (op->kind == OP_TMPFS && is_below(path, op->word[0]))
+			return !strcmp(path, op->word[0]); /* the pod's own; a directory in it is made */
+		if (op->kind == OP_SHIELD)
+			shielded |= !strcmp(op->word[1], "whole") ? !strcmp(path, op->word[0]) : is_below(path, op->word[0]);
+	}
+	return shielded;
+}
+
+static int source_fault(const struct mount *mount, struct fault *f)
+{
+	fail_errno(f, "bind-source", "bind source %s", mount->source);
+	fault_hint(f, "the path must exist on this node and be open to you");
+	return -1;
+}
+
+/* A copy of the source with all below it: mounts of the parent namespace are locked to their submounts
+ * (mount_namespaces(7)). */
+static int take_source(struct mount *mount)
+{
+	mount->tree = sys_open_tree(AT_FDCWD, mount->source, OPEN_TREE_CLONE | AT_RECURSIVE);
+	return mount->tree < 0 ? -1 : 0;
+}
+
+/*
+ * 1: there, 0: not there and optional, -1: fault.  A source that holds the place where the new root will be hung
+ * is taken now, before that mount is made and would come along; the others later, one descriptor at a time.
+ */
+static int find_source(struct mount *mount, const char *source, bool optional, struct fault *f)
 {
 	struct stat s;
 
-	*mount = (struct mount){.op = op, .target = op->word[0], .directory = true};
+	mount->source = source;
+	if (stat(source, &s) < 0)
+		return optional ? 0 : source_fault(mount, f);
+	mount->directory = S_ISDIR(s.st_mode);
+	if (is_below(runtime_path(), source) && take_source(mount) < 0)
+		return source_fault(mount, f);
+	return 1;
+}
+
+/*
+ * The directory that a variable of the rank names, at its own path.  Passed over: what is no plain absolute path
+ * (".." and "." lead elsewhere), no directory, or belongs to the image (OP_SHIELD), unless the pod has a memory
+ * file system of its own there.
+ */
+static int place_from_env(const struct record *record, struct mount *mount, struct fault *f)
+{
+	const char *value = getenv(mount->op->word[0]);
+	size_t length = value ? strlen(value) : 0;
+	int found;
+
+	while (length > 1 && value[length - 1] == '/')
+		length--;
+	mount->target = mount->named = value ? strndup(value, length) : NULL;
+	if (!mount->named || !is_plain(mount->named) || is_shielded(record, mount->named))
+		return 0;
+	found = find_source(mount, mount->named, true, f);
+	return found > 0 && !mount->directory ? 0 : found;
+}
+
+/* Fill in one operation.  1: a mount, 0: none, or passed over on this node, -1: fault. */
+static int place(const struct record *record, const struct op *op, struct mount *mount, struct fault *f)
+{
+	*mount = (struct mount){.op = op, .target = op->word[0], .directory = true, .tree = -1};
 	switch (op->kind) {
 	case OP_TMPFS:
-		return true;
+		return 1;
 	case OP_FILE:
 		mount->directory = false;
-		return true;
+		return 1;
 	case OP_BIND_ENV:
-		mount->target = getenv(op->word[0]);
-		return mount->target && mount->target[0] == '/' && mount->target[1] && stat(mount->target, &s) == 0 &&
-		       S_ISDIR(s.st_mode);
+		return place_from_env(record, mount, f);
 	case OP_BIND:
 		mount->target = op->word[1];
-		if (stat(op->word[0], &s) < 0)
-			return !strstr(op->word[2], "optional"); /* a missing source is reported by its bind */
-		mount->directory = S_ISDIR(s.st_mode);
-		return true;
+		return find_source(mount, op->word[0], strstr(op->word[2], "optional"), f);
 	default:
-		return false;
+		return 0;
 	}
 }
 
-static int list_mounts(const struct record *record, struct assembly *a, struct fault *f)
+int list_mounts(const struct record *record, struct assembly *a, struct fault *f)
 {
 	a->mounts = calloc(record->count, sizeof *a->mounts);
 	if (!a->mounts)
 		return fail_errno(f, "mount", "list of mounts");
-	for (size_t i = 0; i < record->count; i++)
-		if (place(&record->ops[i], &a->mounts[a->count]))
-			a->count++;
-	return 0;
-}
+	for (size_t i = 0; i < record->count; i++) {
+		int placed = place(record, &record->ops[i], &a->mounts[a->count], f);
 
-/* ------------------------------------------------------------------ the root */
-
-/* An empty directory of the user's own to hang the new root on; the pod's root is pivoted away from it. */
-static int open_mount_place(void)
-{
-	char path[PATH_MAX + 8];
-	int fd;
-
-	snprintf(path, sizeof path, "%s/mnt", runtime_path());
-	fd = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	if (fd < 0 && errno == ENOENT && (mkdir(path, 0700) == 0 || errno == EEXIST))
-		fd = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	return fd;
-}
-
-static int mount_scratch(struct assembly *a, const char *size, struct fault *f)
-{
-	int place = open_mount_place();
-	int fs = sys_fsopen("tmpfs");
-
-	if (fs < 0 || place < 0 || sys_fsconfig(fs, FSCONFIG_SET_STRING, "mode", "0755") < 0 ||
-	    (size && sys_fsconfig(fs, FSCONFIG_SET_STRING, "size", size) < 0) ||
-	    sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL) < 0 ||
-	    (a->scratch = sys_fsmount(fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)) < 0 ||
-	    sys_move_mount(a->scratch, place) < 0)
-		return fail_errno(f, "mount", "memory file system for the pod");
-	close(fs);
-	close(place);
-	if (mkdirat(a->scratch, "layer", 0755) < 0 || mkdirat(a->scratch, "work", 0755) < 0 ||
-	    mkdirat(a->scratch, "root", 0755) < 0)
-		return fail_errno(f, "mount", "memory file system for the pod");
-	return 0;
-}
-
-/* An overlay of the scratch layer over the image: as upper layer if the pod is writable, else as another lower.
- * Its source in the mount table is the image's digest, by which `hpcpod image rm` knows an image in use. */
-static int overlay_root(const struct assembly *a, const char *digest, bool writable, struct fault *f)
-{
-	char layer[64], tree[64], lower[160], work[64];
-	int fs = sys_fsopen("overlay"), mounted;
-	bool ok;
-
-	/* Descriptors as paths: no escaping of ':' and ',' in them, and what was opened is what is mounted. */
-	snprintf(layer, sizeof layer, "/proc/self/fd/%d/layer", a->scratch);
-	snprintf(work, sizeof work, "/proc/self/fd/%d/work", a->scratch);
-	snprintf(tree, sizeof tree, "/proc/self/fd/%d", a->tree);
-	snprintf(lower, sizeof lower, "%s%s%s", writable ? "" : layer, writable ? "" : ":", tree);
-	ok = fs >= 0 && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", digest ? digest : "hpcpod") == 0 &&
-	     sys_fsconfig(fs, FSCONFIG_SET_FLAG, "userxattr", NULL) == 0 &&
-	     sys_fsconfig(fs, FSCONFIG_SET_STRING, "lowerdir", lower) == 0;
-	if (ok && writable)
-		ok = sys_fsconfig(fs, FSCONFIG_SET_STRING, "upperdir", layer) == 0 &&
-		     sys_fsconfig(fs, FSCONFIG_SET_STRING, "workdir", work) == 0;
-	ok = ok && sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL) == 0;
-	mounted = ok ? sys_fsmount(fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (writable ? 0 : MOUNT_ATTR_RDONLY)) : -1;
-	if (mounted < 0) {
-		fail_errno(f, "kernel-feature", "overlay over the image");
-		fault_hint(f, "Linux 5.11 or newer mounts overlays without root; is the overlay module loaded?");
+		if (placed <= 0)
+			free(a->mounts[a->count].named);
+		if (placed < 0)
+			return -1;
+		a->count += (size_t)placed;
 	}
-	if (fs >= 0)
-		close(fs);
-	return mounted;
-}
-
-static int bind_root(const struct assembly *a, struct fault *f)
-{
-	int mounted = sys_open_tree(a->tree, "", OPEN_TREE_CLONE | AT_EMPTY_PATH);
-
-	if (mounted < 0 || sys_mount_setattr(mounted, false, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV) < 0)
-		return fail_errno(f, "mount", "the image's tree");
-	return mounted;
-}
-
-/* Mount the image (as it is, or below a memory layer) and leave its descriptor in a->root. */
-int make_root(const struct record *record, struct assembly *a, struct fault *f)
-{
-	const char *size = record_word(record, OP_WRITABLE);
-	bool layered = size != NULL;
-	int layer, mounted, place;
-
-	if (list_mounts(record, a, f) < 0)
-		return -1;
-	a->tree = open(record_word(record, OP_ROOTFS), O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (a->tree < 0)
-		return fail_errno(f, "image-not-found", "unpacked image %s", record_word(record, OP_ROOTFS));
-	if (mount_scratch(a, size, f) < 0)
-		return -1;
-	layer = openat(a->scratch, "layer", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (layer < 0 || make_mount_points(a, layer, &layered, f) < 0)
-		return layer < 0 ? fail_errno(f, "mount", "memory file system for the pod") : -1;
-	close(layer);
-	mounted = layered ? overlay_root(a, record_word(record, OP_DIGEST), size != NULL, f) : bind_root(a, f);
-	place = openat(a->scratch, "root", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (mounted < 0)
-		return -1;
-	if (place < 0 || sys_move_mount(mounted, place) < 0)
-		return fail_errno(f, "mount", "the pod's root");
-	close(place);
-	a->root = mounted;
 	return 0;
 }
 
@@ -293,7 +156,7 @@ static void make_in_tmpfs(const struct assembly *a, const char *target)
 
 		if (a->mounts[i].op->kind != OP_TMPFS || strncmp(a->mounts[i].target, target, length) || target[length] != '/')
 			continue;
-		dir = open_in(a->root, a->mounts[i].target);
+		dir = sys_open_in_root(a->root, a->mounts[i].target);
 		snprintf(rest, sizeof rest, "%s", target + length + 1);
 		for (char *slash = strchr(rest, '/'); slash; slash = strchr(slash + 1, '/')) {
 			*slash = '\0';
@@ -305,37 +168,48 @@ static void make_in_tmpfs(const struct assembly *a, const char *target)
 	}
 }
 
+/* setns(2) enters what lies on top of the root: nothing may be mounted there. */
+static bool is_root(const struct assembly *a, int place)
+{
+	struct stat here;
+
+	return fstat(place, &here) == 0 && here.st_dev == a->root_device && here.st_ino == a->root_inode;
+}
+
 static int attach(const struct assembly *a, int mounted, const char *target, struct fault *f)
 {
-	int place = open_in(a->root, target);
+	int place = sys_open_in_root(a->root, target);
 
 	if (place < 0 && errno == ENOENT) {
 		make_in_tmpfs(a, target);
-		place = open_in(a->root, target);
+		place = sys_open_in_root(a->root, target);
 	}
-	if (place < 0 || sys_move_mount(mounted, place) < 0)
+	if (place < 0)
 		return fail_errno(f, "mount", "mount on %s", target);
+	if (is_root(a, place)) {
+		fail(f, EXIT_HPCPOD, "mount", "mount on %s: leads to the root of the image, which it would hide", target);
+		fault_hint(f, "a link in the image points there; a pod needs %s as a directory of its own", target);
+		return -1;
+	}
+	if (sys_move_mount(mounted, place) < 0) {
+		fail_errno(f, "mount", "mount on %s", target);
+		fault_hint(f, "a directory goes on a directory, a file on a file: what has the image there?");
+		return -1;
+	}
 	close(place);
 	close(mounted);
 	return 0;
 }
 
-static int bind(const struct assembly *a, const char *source, const char *target, const char *flags, struct fault *f)
+static int bind(const struct assembly *a, struct mount *mount, const char *flags, struct fault *f)
 {
 	uint64_t set = MOUNT_ATTR_NOSUID | (strstr(flags, "ro") ? MOUNT_ATTR_RDONLY : 0);
-	/* Recursive always: mounts of the parent namespace are locked to their submounts (mount_namespaces(7)). */
-	int mounted = sys_open_tree(AT_FDCWD, source, OPEN_TREE_CLONE | AT_RECURSIVE);
 
-	if (mounted < 0 && strstr(flags, "optional") && (errno == ENOENT || errno == EACCES))
-		return 0;
-	if (mounted < 0) {
-		fail_errno(f, "bind-source", "bind source %s", source);
-		fault_hint(f, "the path must exist on this node and be open to you");
-		return -1;
-	}
-	if (sys_mount_setattr(mounted, true, set) < 0)
-		return fail_errno(f, "mount", "bind of %s", source);
-	return attach(a, mounted, target, f);
+	if (mount->tree < 0 && take_source(mount) < 0)
+		return source_fault(mount, f);
+	if (sys_mount_setattr(mount->tree, true, set) < 0)
+		return fail_errno(f, "mount", "bind on %s", mount->target);
+	return attach(a, mount->tree, mount->target, f);
 }
 
 static int mount_tmpfs(const struct assembly *a, const struct op *op, struct fault *f)
@@ -370,15 +244,15 @@ static int mount_file(struct assembly *a, const struct op *op, struct fault *f)
 	return attach(a, mounted, op->word[0], f);
 }
 
-int apply_mount(struct assembly *a, const struct mount *mount, struct fault *f)
+int apply_mount(struct assembly *a, struct mount *mount, struct fault *f)
 {
 	const struct op *op = mount->op;
 
 	switch (op->kind) {
 	case OP_BIND:
-		return bind(a, op->word[0], mount->target, op->word[2], f);
+		return bind(a, mount, op->word[2], f);
 	case OP_BIND_ENV:
-		return bind(a, mount->target, mount->target, "", f);
+		return bind(a, mount, "", f);
 	case OP_TMPFS:
 		return mount_tmpfs(a, op, f);
 	case OP_FILE:

@@ -99,6 +99,8 @@ int pod_make(const struct record *record, struct fault *f)
 		made = apply_mount(&a, &a.mounts[i], f) == 0;
 	made = made && enter_root(&a, f) == 0;
 	umask(mask);
+	for (size_t i = 0; i < a.count; i++)
+		free(a.mounts[i].named);
 	free(a.mounts);
 	if (!made)
 		return -1;

@@ -1,88 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * The ranks of a node agree on who makes the plan and the pod.
- *
- * The first to lock RUNTIME/locks/NAME makes what is missing; the others wait for a shared lock, and all wake at
- * once.  A winner that fails leaves the time and its exit status in the lock file: those who waited for it end
- * with the same status and without a second message.  The kernel drops the lock of a killed winner, and the next
- * rank takes over.
- */
+/* The ranks of a node get a plan and a pod: there already, made by one of them, or made by each alone. */
 #define _GNU_SOURCE
 #include "hpcpod.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-enum turn { MY_TURN, WAITED, LOCK_FAILED };
-
-static int open_lock(int runtime, const char *name, struct fault *f)
-{
-	static const char *const directories[] = {"plans", "pods", "locks"};
-	char path[256];
-	int fd;
-
-	/* Each by itself: the image store makes some of them too, and this is not the path of a ready pod. */
-	for (size_t i = 0; i < sizeof directories / sizeof directories[0]; i++)
-		mkdirat(runtime, directories[i], 0700);
-	snprintf(path, sizeof path, "locks/%s", name);
-	fd = openat(runtime, path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-	return fd >= 0 ? fd : fail_errno(f, "store-unusable", "lock %s/%s", runtime_path(), path);
-}
-
-static int lock_patiently(int fd, int operation)
-{
-	int result;
-
-	do
-		result = flock(fd, operation);
-	while (result < 0 && errno == EINTR);
-	return result;
-}
-
-/*
- * again: this rank has waited before, and there was no pod.  Then it queues for the lock of its own: with the
- * shared one, many that woke together would keep each other from making the pod.
- */
-static enum turn take_turn(int fd, bool again, struct fault *f)
-{
-	if (flock(fd, LOCK_EX | LOCK_NB) == 0 || (again && lock_patiently(fd, LOCK_EX) == 0))
-		return MY_TURN;
-	if (errno == EWOULDBLOCK && lock_patiently(fd, LOCK_SH) == 0)
-		return WAITED;
-	fail_errno(f, "store-unusable", "lock in %s", runtime_path());
-	return LOCK_FAILED;
-}
-
-static void note_failure(int fd, int code)
-{
-	char note[64];
-	int length = snprintf(note, sizeof note, "%" PRId64 " %d\n", clock_realtime_ns(), code);
-
-	/* Best effort: without the note the next rank tries by itself and says what is wrong. */
-	if (ftruncate(fd, 0) < 0 || pwrite(fd, note, (size_t)length, 0) < 0)
-		return;
-}
-
-/* Exit status of a winner that failed after `since`, or 0. */
-static int noted_failure(int fd, int64_t since)
-{
-	char note[64];
-	ssize_t length = pread(fd, note, sizeof note - 1, 0);
-	int64_t when;
-	int code;
-
-	if (length <= 0)
-		return 0;
-	note[length] = '\0';
-	return sscanf(note, "%" SCNd64 " %d", &when, &code) == 2 && when > since ? code : 0;
-}
 
 static bool read_plan(const struct launch *l, struct record *record)
 {
@@ -132,14 +58,12 @@ static int get_plan(struct launch *l, struct record *record, struct fault *f)
 static int make_pod(struct launch *l, const char *name, int lock, struct fault *f)
 {
 	struct record record;
-	char plan[64];
 	int result;
 
 	if (get_plan(l, &record, f) < 0)
 		return -1;
-	snprintf(plan, sizeof plan, "plans/%s", l->request.hash);
 	l->stamps.create_start = clock_realtime_ns();
-	result = pod_hold(l->runtime, lock, name, plan, &record, &l->step, f);
+	result = pod_hold(l->runtime, lock, name, &record, &l->step, f);
 	l->stamps.create_end = clock_realtime_ns();
 	record_free(&record);
 	return result;
@@ -152,7 +76,7 @@ static int try_join(struct launch *l, const char *name, struct fault *f)
 
 	if (!pod_find(l->runtime, name, &pod))
 		return 0;
-	if (rank_check_mpi(&pod.record, l, f) < 0)
+	if (mpi_check(&pod.record, l, f) < 0)
 		return -1;
 	l->stamps.found = clock_realtime_ns();
 	if (pod_join(&pod)) {
@@ -166,15 +90,9 @@ static int try_join(struct launch *l, const char *name, struct fault *f)
 	return 0;
 }
 
-/* Said already, by the rank that tried while this one waited. */
-static int end_like_winner(int code, struct fault *f)
-{
-	return fail(f, code, "", "%s", "");
-}
-
 static int make_unless_made(struct launch *l, const char *name, int lock, bool again, struct fault *f)
 {
-	int code = noted_failure(lock, l->stamps.start);
+	int code = lock_noted_failure(lock, l->stamps.start);
 	struct pod pod;
 	bool held = pod_find(l->runtime, name, &pod) && pod_is_held(&pod);
 
@@ -182,31 +100,31 @@ static int make_unless_made(struct launch *l, const char *name, int lock, bool a
 	if (held)
 		return 0; /* made since this rank looked */
 	if (code)
-		return end_like_winner(code, f);
+		return lock_end_like_winner(code, f);
 	if (make_pod(l, name, lock, f) == 0)
 		return 0;
 	/* A kill says nothing about the next attempt; a second one does. */
 	if (again || strcmp(f->slug, SLUG_KILLED) != 0)
-		note_failure(lock, f->code);
+		lock_note_failure(lock, f->code);
 	return -1;
 }
 
 /* One round at the lock: 0 go on and try to join, -1 give up. */
 static int make_or_wait(struct launch *l, const char *name, bool again, struct fault *f)
 {
-	int lock = open_lock(l->runtime, name, f), result = 0, code;
+	int lock = lock_open(l->runtime, name, f), result = 0, code;
 
 	if (lock < 0)
 		return -1;
-	switch (take_turn(lock, again, f)) {
+	switch (lock_take_turn(lock, again, f)) {
 	case MY_TURN:
 		result = make_unless_made(l, name, lock, again, f);
 		break;
 	case WAITED:
 		l->stamps.how = "waited";
-		code = noted_failure(lock, l->stamps.start);
+		code = lock_noted_failure(lock, l->stamps.start);
 		if (code)
-			result = end_like_winner(code, f);
+			result = lock_end_like_winner(code, f);
 		break;
 	case LOCK_FAILED:
 		result = -1;
@@ -241,7 +159,7 @@ static int plan_alone(struct launch *l, struct fault *f)
 		l->stamps.how = "created";
 		return 0;
 	}
-	lock = open_lock(l->runtime, l->request.hash, f);
+	lock = lock_open(l->runtime, l->request.hash, f);
 	if (lock < 0)
 		return -1;
 	result = lock_patiently(lock, LOCK_EX);
@@ -256,7 +174,7 @@ static int plan_alone(struct launch *l, struct fault *f)
 /* A lone process needs no holder: it makes the pod around itself, and the kernel clears up when it ends. */
 static int enter_alone(struct launch *l, struct fault *f)
 {
-	if (plan_alone(l, f) < 0 || rank_check_mpi(&l->record, l, f) < 0)
+	if (plan_alone(l, f) < 0 || mpi_check(&l->record, l, f) < 0)
 		return -1;
 	l->stamps.found = l->stamps.create_start = clock_realtime_ns();
 	if (pod_make(&l->record, f) < 0)

@@ -75,9 +75,10 @@ int privileges_drop(const struct record *record, struct fault *f)
 	return filter ? load_filter(filter, f) : 0;
 }
 
-static int environment_number(const char *name)
+/* The descriptor that the process manager gave this rank, by its environment, or -1. */
+int descriptor_of_pmi(void)
 {
-	const char *text = getenv(name);
+	const char *text = getenv("PMI_FD");
 	char *end;
 	long value = text ? strtol(text, &end, 10) : -1;
 
@@ -88,10 +89,9 @@ static int environment_number(const char *name)
  * Close everything but stdio, what --preserve-fds declares, and the descriptor that PMI works on, which keeps
  * its number because the rank's environment names it.
  */
-void descriptors_close(const struct record *record)
+void descriptors_close(const struct record *record, int pmi)
 {
 	const char *keep = record_word(record, OP_KEEP_FDS);
-	int pmi = environment_number("PMI_FD");
 	unsigned first = 3 + (keep ? (unsigned)strtoul(keep, NULL, 10) : 0);
 
 	if (pmi >= 0 && (unsigned)pmi >= first) {

@@ -30,6 +30,7 @@ static const struct {
 	[OP_LAUNCH] = {"launch", 1},         [OP_SECCOMP] = {"seccomp", 1},
 	[OP_PMI_CHECK] = {"pmi-check", 1},   [OP_PMI_ACCEPT] = {"pmi-accept", 1},
 	[OP_REFERENCE] = {"reference", 1},   [OP_DIGEST] = {"digest", 1},
+	[OP_SHIELD] = {"shield", 2},
 	[OP_KEEP_FDS] = {"keep-fds", 1},     [OP_END] = {"end", 0},
 };
 

@@ -26,6 +26,8 @@ static const char *const request_variables[] = {
 /* FNV-1a of 128 bits: a name for a directory of the user's own, where nobody else can plant a collision. */
 __extension__ typedef unsigned __int128 hash_t;
 
+#define HASH_START (((hash_t)0x6c62272e07bb0142 << 64) + 0x62b821756295c58d)
+
 static hash_t hash_word(hash_t hash, const char *word)
 {
 	const hash_t prime = ((hash_t)1 << 88) + 0x13b;
@@ -55,13 +57,35 @@ static hash_t hash_identity(hash_t hash)
 	return hash_word(hash, "");
 }
 
+static void hash_text(hash_t hash, char *out)
+{
+	snprintf(out, HASH_SIZE, "%016lx%016lx", (unsigned long)(hash >> 64), (unsigned long)hash);
+}
+
+void hash_words(const char *const *words, char *out)
+{
+	hash_t hash = HASH_START;
+
+	while (*words)
+		hash = hash_word(hash, *words++);
+	hash_text(hash, out);
+}
+
+/* Which installation this is: a plan can name its files. */
+static hash_t hash_front(hash_t hash)
+{
+	char path[PATH_MAX];
+	ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+
+	path[length > 0 ? length : 0] = '\0';
+	return hash_word(hash_word(hash, HPCPOD_VERSION), path);
+}
+
 static void request_hash(struct request *request)
 {
-	hash_t hash = ((hash_t)0x6c62272e07bb0142 << 64) + 0x62b821756295c58d;
+	hash_t hash = hash_identity(hash_front(HASH_START));
 	char cwd[PATH_MAX];
 
-	hash = hash_word(hash, HPCPOD_VERSION);
-	hash = hash_identity(hash);
 	hash = hash_word(hash, getcwd(cwd, sizeof cwd) ? cwd : "");
 	for (size_t i = 0; i < sizeof request_variables / sizeof request_variables[0]; i++) {
 		const char *value = getenv(request_variables[i]);
@@ -71,7 +95,7 @@ static void request_hash(struct request *request)
 	for (int i = 0; i < request->option_count; i++)
 		hash = hash_word(hash, request->options[i]);
 	hash = hash_word(hash, request->reference);
-	snprintf(request->hash, sizeof request->hash, "%016lx%016lx", (unsigned long)(hash >> 64), (unsigned long)hash);
+	hash_text(hash, request->hash);
 }
 
 /* How many words this option takes (1 or 2), or 0 when it is not in the table. */

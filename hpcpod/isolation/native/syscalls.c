@@ -21,6 +21,12 @@ int sys_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve)
 	return (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
 }
 
+/* For naming a place: path is looked up as if root were /, links of the image included. */
+int sys_open_in_root(int root, const char *path)
+{
+	return sys_openat2(root, path, O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+}
+
 int sys_open_tree(int dir, const char *path, unsigned flags)
 {
 	return (int)syscall(SYS_open_tree, dir, path, flags | OPEN_TREE_CLOEXEC);

@@ -120,7 +120,7 @@ def test_the_nodes_devices_processes_and_kernel_files(pods: Pods) -> None:
 def test_the_root_of_the_pod_is_all_there_is(pods: Pods) -> None:
     mounts = [line.split() for line in pods.out("cat", "/proc/self/mountinfo").splitlines()]
     points = [fields[4] for fields in mounts]
-    assert points[0] == "/" and points.count("/") == 1
+    assert points.count("/") == 1
     assert not [point for point in points if point.startswith("/run")]
     assert pods.out("sh", "-c", "cd ../../../../../../..; pwd") == "/"
     for fields in mounts:  # nobody gains privilege from a file; nothing spreads to the node

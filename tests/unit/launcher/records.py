@@ -16,13 +16,14 @@ from hpcpod.model import (
     FileStamp,
     GeneratedFile,
     Mount,
+    Shield,
     Tmpfs,
 )
 
 GRAMMAR = {
     "guard": 6, "rootfs": 3, "writable": 1, "bind": 3, "bind-env": 1, "tmpfs": 3, "file": 2, "env-set": 2,
     "env-default": 2, "env-unset": 1, "env-keep": 1, "workdir": 1, "command": 1, "launch": 1, "seccomp": 1,
-    "pmi-check": 1, "pmi-accept": 1, "reference": 1, "digest": 1, "keep-fds": 1, "end": 0,
+    "pmi-check": 1, "pmi-accept": 1, "reference": 1, "digest": 1, "shield": 2, "keep-fds": 1, "end": 0,
 }  # fmt: skip
 
 
@@ -56,6 +57,9 @@ def mounts(record: bytes) -> tuple[Mount, ...]:
                 found.append(BindFromEnv(variable))
             case "tmpfs", [target, mode, size]:
                 found.append(Tmpfs(target, int(mode, 8), int(size)))
+            case "shield", [target, extent]:
+                assert extent in {"whole", "below"}
+                found.append(Shield(target, whole=extent == "whole"))
             case "file", [target, content]:
                 found.append(GeneratedFile(target, content))
     return tuple(found)
