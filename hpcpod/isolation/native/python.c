@@ -54,8 +54,13 @@ static void run_child(const char *python, const char *const *words)
 		count++;
 	argv = calloc(count + 5, sizeof *argv);
 	/* Its output is not the program's: what it says goes to stderr, and the rank's stdin stays unread. */
-	if (!argv || null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0)
+	if (!argv || null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0) {
+		struct fault f;
+
+		fail_errno(&f, "installation", "standard streams of the preparation");
+		fault_print(&f);
 		_exit(EXIT_HPCPOD);
+	}
 	use_all_cores();
 	argv[0] = python;
 	argv[1] = "-I"; /* a file named hpcpod.py in the current directory must not be imported */
