@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing the sealed record: whole or not at all, and nothing beside it."""
+"""A record is put in its place whole, or nothing is left.
+
+Each in a process of its own: a limit on file sizes would count for the test run's output too.
+"""
 
 from __future__ import annotations
 
-import os
-import resource
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,25 +15,40 @@ import pytest
 from hpcpod.errors import StoreUnusable
 from hpcpod.launcher.prepare import write_record
 
-
-@pytest.fixture
-def little_room() -> Iterator[None]:
-    """Files end at 10 bytes; Python ignores the signal, so that write(2) says EFBIG."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_record_appears_whole(tmp_path: Path) -> None:
-    write_record(str(tmp_path / "plan"), b"words")
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"words"]
+LIMITED = """
+import resource, signal, sys
+from hpcpod.errors import HpcpodError
+from hpcpod.launcher.prepare import write_record
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    write_record(sys.argv[1], b"x" * 100)
+except HpcpodError as error:
+    sys.exit(error.slug)
+"""
 
 
-def test_where_there_is_no_room_nothing_is_left(tmp_path: Path, little_room: None) -> None:
-    with pytest.raises(StoreUnusable, match=r"plan: File too large"):
-        write_record(str(tmp_path / "plan"), bytes(100))
-    assert os.listdir(tmp_path) == []
+@pytest.mark.parametrize(("limit", "slug", "left"), [(10, "store-unusable", []), (100, "", ["plan"])])
+def test_a_record_is_whole_or_not_there(tmp_path: Path, limit: int, slug: str, left: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "plan"), str(limit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.strip() == slug
+    assert [path.name for path in tmp_path.iterdir()] == left
+
+
+def test_a_record_replaces_another(tmp_path: Path) -> None:
+    (tmp_path / "plan").write_bytes(b"old")
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", LIMITED, str(tmp_path / "plan"), "1000"], check=False
+        ).returncode
+        == 0
+    )
+    assert (tmp_path / "plan").read_bytes() == b"x" * 100
 
 
 def test_where_there_is_no_directory(tmp_path: Path) -> None:
