@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -44,6 +45,13 @@ static void use_all_cores(void)
 	sched_setaffinity(0, sizeof all, &all);
 }
 
+static int python_fault(const char *python, struct fault *f)
+{
+	fail_errno(f, "installation", "%s", python);
+	fault_hint(f, "every user must be able to reach it: is it a link into somebody's home directory?");
+	return -1;
+}
+
 static void run_child(const char *python, const char *const *words)
 {
 	size_t count = 0;
@@ -61,6 +69,8 @@ static void run_child(const char *python, const char *const *words)
 		fault_print(&f);
 		_exit(EXIT_HPCPOD);
 	}
+	/* Nobody would wait for what it does; it cleans up on this signal. */
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	use_all_cores();
 	argv[0] = python;
 	argv[1] = "-I"; /* a file named hpcpod.py in the current directory must not be imported */
@@ -103,8 +113,10 @@ int python_run(const char *const *words, struct fault *f)
 		return -1;
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
 		return 0;
-	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_NOT_FOUND)
-		return fail(f, EXIT_HPCPOD, "installation", "%s: cannot be executed", python);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_NOT_FOUND) {
+		errno = access(python, X_OK) < 0 ? errno : ENOEXEC;
+		return python_fault(python, f);
+	}
 	if (WIFEXITED(status))
 		return fail(f, WEXITSTATUS(status), "", "%s", "");
 	return fail(f, EXIT_HPCPOD, SLUG_KILLED, "preparing was ended by signal %d", WTERMSIG(status));
@@ -130,5 +142,5 @@ int python_exec(char *const *argv, struct fault *f)
 	words[3] = "hpcpod";
 	memcpy(words + 4, argv, count * sizeof *argv);
 	execv(python, (char *const *)words);
-	return fail_errno(f, "installation", "%s", python);
+	return python_fault(python, f);
 }
