@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import time
 
 import pytest
 
-from tests.integration.pod.conftest import Pods, gone, step, wait_for
+from tests.integration.pod.conftest import Gate, Pods, gone, step, wait_for
 
 pytestmark = pytest.mark.needs("plain", "userns", "native", "strace")
 
@@ -65,3 +66,12 @@ def test_a_stopped_winner_holds_the_others_up_until_it_goes_on(plain_pods: Pods)
     assert time.monotonic() - start > 0.2
     assert first.communicate(timeout=20)[0].strip() == second
     assert first.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_preparation_ends_with_its_run(plain_pods: Pods, gate: Gate, number: signal.Signals) -> None:
+    run = plain_pods.start("true")
+    (python,) = gate.wait_started(1)
+    run.send_signal(number)
+    wait_for(functools.partial(gone, python), "the end of the preparation")
+    assert run.wait(5) == -number
