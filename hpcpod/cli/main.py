@@ -116,7 +116,9 @@ def main() -> NoReturn:
         sys.exit(130)
     except Exception as error:
         if debug:
-            raise
+            import traceback
+
+            traceback.print_exception(error)
         of_output = _is_of_output(error)
         if of_output:
             _give_up_output()

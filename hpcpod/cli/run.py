@@ -11,10 +11,11 @@ from typing import get_args
 import click
 
 from hpcpod.errors import UsageError
-from hpcpod.launcher.options import RUN_OPTIONS
-from hpcpod.launcher.request import parse_request
+from hpcpod.frozen import replace
+from hpcpod.launcher.options import PLAN_OPTIONS, RUN_OPTIONS, Option
+from hpcpod.launcher.request import parse_request, split_words
 from hpcpod.log import shown
-from hpcpod.model import EnvOp, Mount, NodePlan
+from hpcpod.model import Bind, EnvOp, Mount, NodePlan
 from hpcpod.scheduler_plugins import recognise
 
 _OPERATIONS = (*get_args(Mount), *get_args(EnvOp))
@@ -25,9 +26,9 @@ _RAW = {
 }
 
 
-def _documented(command: click.Command) -> None:
+def _documented(command: click.Command, options: tuple[Option, ...]) -> None:
     """Put the option table into the command's help.  The words are read by launcher.request, not by click."""
-    for option in RUN_OPTIONS:
+    for option in options:
         names = [f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
         command.params.append(
             click.Option(
@@ -41,16 +42,27 @@ def _documented(command: click.Command) -> None:
         )
 
 
+def _image_and_program(command: str, rest: list[str]) -> tuple[str, list[str]]:
+    """The reference and the program's words, in what follows the options.  Raises UsageError."""
+    usage = f"hpcpod {command} [OPTIONS] IMAGE [--] [PROGRAM [ARGUMENTS]]"
+    if rest[:1] == ["--"] and len(rest) > 1:
+        raise UsageError(f"{command}: -- before the image", hint=f"-- goes after the image: {usage}")
+    if not rest or rest[0] in ("", "--"):
+        raise UsageError(f"{command}: no image given", hint=usage)
+    if rest[1:2] == ["--"]:
+        return rest[0], rest[2:]
+    if len(rest) > 1 and rest[1].startswith("-"):
+        raise UsageError(
+            f"{command}: {rest[1]} after the image",
+            hint="options go before the image; a program that begins with - goes after --",
+        )
+    return rest[0], rest[1:]
+
+
 def _explain(words: tuple[str, ...]) -> None:
     """Raise the UsageError that says why the front could not carry out `run` with these words."""
     _, rest = parse_request(words, os.environ)
-    if not rest or rest[0] in ("", "--"):
-        raise UsageError("run: no image given", hint="hpcpod run [OPTIONS] IMAGE [--] PROGRAM [ARGUMENTS]")
-    if len(rest) > 1 and rest[1].startswith("-") and rest[1] != "--":
-        raise UsageError(
-            f"run: {rest[1]} after the image",
-            hint="options go before the image; a program that begins with - goes after --",
-        )
+    _image_and_program("run", rest)
     raise UsageError("run: started without the front", hint="run the installed command hpcpod, not python -m")
 
 
@@ -65,9 +77,13 @@ class _RunCommand(click.Command):
 
 
 @click.command(cls=_RunCommand, context_settings=_RAW)
-@click.argument("words", nargs=-1, metavar="IMAGE [--] PROGRAM [ARGUMENTS]...")
+@click.argument("words", nargs=-1, metavar="IMAGE [--] [PROGRAM [ARGUMENTS]...]")
 def run(words: tuple[str, ...]) -> None:
-    """Run PROGRAM in the pod of IMAGE: as a rank of the scheduler's step, or alone."""
+    """Run a program in the pod of an image.
+
+    It is a rank where the scheduler started hpcpod as one, and else runs alone.  Without PROGRAM, the
+    image's own command runs.
+    """
     _explain(words)
 
 
@@ -87,49 +103,36 @@ def _plain(value: object) -> object:
     return value
 
 
-def _show(plan: NodePlan) -> None:
-    click.echo(f"image    {shown(plan.image.reference)}")
-    click.echo(f"digest   {plan.image.digest}")
-    click.echo(f"rootfs   {shown(plan.image.rootfs)}")
-    writable = "read-only" if plan.pod.writable is None else f"writable layer of {plan.pod.writable} bytes"
-    click.echo(f"root     {writable}")
+def _warn_of_missing(plan: NodePlan) -> None:
+    """Name the binds that would make a run fail here."""
     for mount in plan.pod.mounts:
-        fields = " ".join(
-            f"{key}={shown(str(item))}"
-            for key, item in vars(mount).items()
-            if key != "content" and item not in (False, 0)
-        )
-        click.echo(f"mount    {type(mount).__name__} {fields}")
-    for op in plan.rank.environment:
-        click.echo(f"env      {type(op).__name__} {shown('='.join(map(str, vars(op).values())))}")
-    click.echo(f"workdir  {' then '.join(shown(path) for path in plan.rank.workdirs)}")
-    click.echo(f"command  {' '.join(map(shown, (*plan.rank.launch, '…', *plan.rank.command)))}")
-    click.echo(f"seccomp  {len(plan.rank.seccomp) // 8} instructions")
-    accepted = plan.rank.accepted
-    kinds = "no check" if accepted is None else " ".join(sorted(kind.value for kind in accepted))
-    click.echo(f"mpi      {kinds}")
+        if isinstance(mount, Bind) and not mount.optional and not os.path.exists(mount.source):
+            click.echo(f"hpcpod: warning: bind {shown(mount.source)}: no such file on this node", err=True)
 
 
 @click.command(cls=_RunCommand, context_settings=_RAW)
-@click.argument("words", nargs=-1, metavar="IMAGE")
+@click.argument("words", nargs=-1, metavar="IMAGE [--] [PROGRAM [ARGUMENTS]...]")
 def plan(words: tuple[str, ...]) -> None:
-    """Show what `hpcpod run` with these words would do here, and do nothing but bring the image in.
+    """Show what `hpcpod run` with these words would do here.
 
-    --json prints it for scripts.
+    Nothing is started; the image is brought into the store if it is not there.
     """
+    from hpcpod.cli.plan_text import plan_lines
     from hpcpod.launcher.prepare import plan_node
 
-    as_json = words[:1] == ("--json",)
-    request, rest = parse_request(words[1:] if as_json else words, os.environ)
-    if not rest:
-        raise UsageError("plan: no image given", hint="hpcpod plan [OPTIONS] IMAGE")
+    values, _ = split_words(words, PLAN_OPTIONS)
+    request, rest = parse_request(words, os.environ, PLAN_OPTIONS)
+    reference, program = _image_and_program("plan", rest)
     context = recognise(os.environ, cwd=os.getcwd(), node=os.uname().nodename)
-    node_plan, _ = plan_node(request, rest[0], os.environ, context)
-    if as_json:
+    node_plan, _ = plan_node(request, reference, os.environ, context)
+    if program:
+        node_plan = replace(node_plan, rank=replace(node_plan.rank, command=tuple(program)))
+    _warn_of_missing(node_plan)
+    if "json" in values:
         click.echo(json.dumps(_plain(node_plan), indent=2))
     else:
-        _show(node_plan)
+        click.echo("\n".join(plan_lines(node_plan)))
 
 
-_documented(run)
-_documented(plan)
+_documented(run, RUN_OPTIONS)
+_documented(plan, PLAN_OPTIONS)

@@ -82,8 +82,10 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 def _parse_env(word: str) -> EnvSet | EnvKeep:
     """``NAME=VALUE``, or ``NAME`` alone: keep what the rank inherits."""
     name, equals, value = word.partition("=")
-    if not name or name[0].isdigit() or not all(c.isalnum() or c == "_" for c in name):
-        raise UsageError(f"option --env {word}: {name or 'nothing'} is not a variable's name")
+    if not name:
+        raise UsageError(f"option --env {word}: no name before =")
+    if name[0].isdigit() or not all(c.isalnum() or c == "_" for c in name):
+        raise UsageError(f"option --env {word}: {name} is not a variable's name")
     return EnvSet(name, value) if equals else EnvKeep(name)
 
 

@@ -86,5 +86,8 @@ RUN_OPTIONS: tuple[Option, ...] = (
         "Keep N descriptors beyond stdio open in the program: 3, 4, … (PMI's own is always kept).",
         metavar="N",
     ),
-    Option("debug", "Show tracebacks, and what is done while it is done."),
+    Option("debug", "Show tracebacks, and how long each phase of a preparation took."),
 )
+
+PLAN_OPTIONS: tuple[Option, ...] = (Option("json", "Print the plan as JSON, for scripts."), *RUN_OPTIONS)
+"""The options of ``hpcpod plan``."""

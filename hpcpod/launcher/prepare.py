@@ -22,7 +22,7 @@ from hpcpod.launcher import events, facts, signals, sweep
 from hpcpod.launcher.plan import Facts, make_plan
 from hpcpod.launcher.record import record_bytes
 from hpcpod.launcher.request import RunRequest, parse_request
-from hpcpod.log import StderrProgress
+from hpcpod.log import StderrProgress, shown
 from hpcpod.model import NodePlan, Phase, StepContext
 from hpcpod.scheduler_plugins import recognise
 
@@ -38,13 +38,16 @@ def plan_node(
             hint="the scheduler starts the ranks: srun -n N hpcpod run …",
         )
     runtime = config.runtime_directory(environment, uid)
+    progress = StderrProgress()
     image, phases, guards = store.ensure(
         reference,
         environment=environment,
         uid=uid,
         platform=parse_platform(request.platform) if request.platform else None,
-        progress=StderrProgress(),
+        progress=progress,
     )
+    if request.debug:
+        _tell(progress, phases)
     start = time.time_ns()
     known = Facts(
         user=facts.user_facts(environment),
@@ -55,7 +58,16 @@ def plan_node(
         seccomp=seccomp.default_filter(runtime) if request.seccomp else b"",
     )
     plan = make_plan(request, image, known)
-    return plan, (*phases, Phase("plan", start, time.time_ns()))
+    planned = Phase("plan", start, time.time_ns())
+    if request.debug:
+        _tell(progress, (planned,))
+    return plan, (*phases, planned)
+
+
+def _tell(progress: StderrProgress, phases: Sequence[Phase]) -> None:
+    """What --debug shows: a line for each phase."""
+    for phase in phases:
+        progress.note(f"{phase.name} {(phase.end_ns - phase.start_ns) / 1e6:.1f} ms")
 
 
 def write_record(path: str, content: bytes) -> None:
@@ -92,6 +104,8 @@ def prepare(record: str, scope: str, words: Sequence[str], environment: Mapping[
     context = recognise(environment, cwd=_working_directory(), node=os.uname().nodename)
     plan, phases = plan_node(request, rest[0], environment, context)
     write_record(record, record_bytes(plan, facts.stamp(plan.image.rootfs)))
+    if request.debug:
+        StderrProgress().note(f"record {shown(record)}")
     runtime = config.runtime_directory(environment, os.getuid())
     events.append_prepare(runtime, scope, context, plan.image, phases)
     sweep.sweep(runtime)
@@ -118,7 +132,9 @@ def main(arguments: Sequence[str]) -> int:
         return 128 + stop.number
     except Exception as error:
         if "--debug" in arguments:
-            raise
+            import traceback  # not on the way of a preparation that goes well
+
+            traceback.print_exception(error)
         known = as_hpcpod_error(error)
         sys.stderr.write(known.lines())
         return known.exit_code

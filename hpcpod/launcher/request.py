@@ -23,8 +23,6 @@ REQUEST_VARIABLES: tuple[str, ...] = (
 
 WRITABLE_DEFAULT = 256 << 20
 
-_BY_NAME = {option.name: option for option in RUN_OPTIONS}
-_BY_SHORT = {option.short: option for option in RUN_OPTIONS if option.short}
 _DIGITS_MAX = 12
 _PREFIXES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _UNITS = {
@@ -71,28 +69,43 @@ def parse_size(text: str, what: str) -> int:
     return int(number) * factor
 
 
-def _find_option(word: str) -> tuple[Option, str | None]:
+def _unknown(word: str, options: Sequence[Option]) -> UsageError:
+    """The error for a word that is none of the options, with the one that was perhaps meant."""
+    import difflib  # not on the way of a preparation that goes well
+
+    hint = "hpcpod run --help lists the options"
+    if word.startswith("--"):
+        name = word[2:].partition("=")[0]
+        near = difflib.get_close_matches(name, [option.name for option in options], n=1)
+        hint = f"did you mean --{near[0]}?" if near else hint
+    return UsageError(f"option {word}: unknown", hint=hint)
+
+
+def _find_option(word: str, options: Sequence[Option]) -> tuple[Option, str | None]:
     """The option that this word is, and the value attached to it."""
     if word.startswith("--"):
         name, equals, value = word[2:].partition("=")
-        option = _BY_NAME.get(name)
+        found = [option for option in options if option.name == name]
         attached = value if equals else None
     else:
-        option = _BY_SHORT.get(word[1:2])
+        found = [option for option in options if option.short == word[1:2]]
         attached = word[2:] or None
-    if option is None:
-        raise UsageError(f"option {word}: unknown", hint="hpcpod run --help lists the options")
+    if not found:
+        raise _unknown(word, options)
+    option = found[0]
     if attached is not None and not option.metavar:
         raise UsageError(f"option --{option.name}: takes no value, got {attached}")
     return option, attached
 
 
-def split_words(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+def split_words(
+    words: Sequence[str], options: Sequence[Option] = RUN_OPTIONS
+) -> tuple[dict[str, list[str]], list[str]]:
     """Option values by option name, and the words from the first that is no option.  Raises UsageError."""
     values: dict[str, list[str]] = {}
     rest = list(words)
     while rest and rest[0].startswith("-") and rest[0] not in ("-", "--"):
-        option, value = _find_option(rest.pop(0))
+        option, value = _find_option(rest.pop(0), options)
         if option.metavar and value is None:
             if not rest:
                 raise UsageError(f"option --{option.name}: lacks its value {option.metavar}")
@@ -115,13 +128,15 @@ def _choice(text: str, name: str, choices: tuple[str, ...]) -> str:
     return text
 
 
-def parse_request(words: Sequence[str], environment: Mapping[str, str]) -> tuple[RunRequest, list[str]]:
+def parse_request(
+    words: Sequence[str], environment: Mapping[str, str], options: Sequence[Option] = RUN_OPTIONS
+) -> tuple[RunRequest, list[str]]:
     """The request in these words (what follows ``run``), and the words from the reference on.
 
     ``$HPCPOD_BIND`` (comma-separated binds) and ``$HPCPOD_MPI`` count as if they were given first.
     Raises UsageError.
     """
-    values, rest = split_words(words)
+    values, rest = split_words(words, options)
 
     def last(name: str) -> str | None:
         return values[name][-1] if name in values else None

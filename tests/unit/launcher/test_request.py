@@ -89,6 +89,21 @@ def test_wrong_words_are_named(words: list[str], expected: str) -> None:
         parse_request([*words, "oci:x"], {})
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("--writeable", "did you mean --writable?"),
+        ("--bnd=/a", "did you mean --bind?"),
+        ("--zzzz", "hpcpod run --help lists the options"),
+        ("-z", "hpcpod run --help lists the options"),
+    ],
+)
+def test_a_misspelt_option_is_guessed(word: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_request([word, "oci:x"], {})
+    assert caught.value.hint == hint
+
+
 def test_a_missing_value_is_named() -> None:
     with pytest.raises(UsageError, match=r"--bind: lacks its value SRC\[:DST"):
         parse_request(["--bind"], {})
