@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from hpcpod.errors import ImageDigestMismatch, ImageInvalid, ImageNotFound
 from hpcpod.images.limits import Limits
 from hpcpod.images.manifest import Descriptor
-from hpcpod.images.reference import Reference
+from hpcpod.images.reference import Reference, copying
 from hpcpod.images.strictjson import Fields, parse_object
 from hpcpod.log import shown
 from hpcpod.model import FileStamp
@@ -126,6 +126,8 @@ class DirectoryLayout:
         self._path = os.path.abspath(path)
         try:
             self._directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except NotADirectoryError:
+            raise ImageNotFound(f"image layout {shown(self._path)}: not a directory (ENOTDIR)") from None
         except OSError as error:
             raise _unreadable(f"image layout {self._path}", error) from None
         self._stamp: FileStamp | None = None
@@ -152,12 +154,22 @@ class DirectoryLayout:
                 opened.append(directory)
             path = f"{path}/{last}"
             fd, status = open_regular(path, last, directory)
+        except ImageNotFound:
+            if name == MARK and not os.path.lexists(path):
+                raise self._no_layout() from None
+            raise
         finally:
             for descriptor in opened:
                 os.close(descriptor)
         if name == INDEX:
             self._stamp = stamp_of(path, status)
         return Blob(fd, 0, status.st_size)
+
+    def _no_layout(self) -> ImageNotFound:
+        return ImageNotFound(
+            f"{shown(self._path)} is not an OCI layout (no {MARK} file)",
+            hint=f"name the directory that {MARK} and {INDEX} lie in",
+        )
 
     @staticmethod
     def _step(directory: int, name: str, path: str) -> int:
@@ -248,8 +260,30 @@ class OpenLayout:
 def open_layout(reference: Reference, limits: Limits) -> OpenLayout:
     """Open what a reference names.  Raises ImageNotFound, ImageInvalid."""
     name = f"{reference.transport}:{shown(reference.path)}"
+    try:
+        return OpenLayout(_files_of(reference, limits), name, limits)
+    except (ImageNotFound, ImageInvalid) as error:
+        error.hint = error.hint or _likelier(reference)
+        raise
+
+
+def _files_of(reference: Reference, limits: Limits) -> Layout:
     if reference.transport == "oci":
-        return OpenLayout(DirectoryLayout(reference.path), name, limits)
+        return DirectoryLayout(reference.path)
     from hpcpod.images.archive import ArchiveLayout
 
-    return OpenLayout(ArchiveLayout(reference.path, limits), name, limits)
+    return ArchiveLayout(reference.path, limits)
+
+
+def _likelier(reference: Reference) -> str | None:
+    """What was probably meant by a reference that could not be opened."""
+    path = reference.path
+    rest = shown(str(reference).removeprefix(f"{reference.transport}:"))
+    if reference.transport == "oci":
+        if os.path.isfile(path):
+            return f"that is a file; oci-archive:{rest} names a layout in a tar file"
+        if "/" not in path and not os.path.lexists(path) and (command := copying(rest)):
+            return f"oci: takes a directory; {command} makes one"
+    elif os.path.isdir(path):
+        return f"that is a directory; oci:{rest} names a layout in one"
+    return None

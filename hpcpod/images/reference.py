@@ -21,6 +21,10 @@ _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
 _WORD = _LOWER | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 _TAG_LATER = _WORD | frozenset("./:+-")
 _TRANSPORT_LATER = _LOWER | frozenset("0123456789+.-")
+_NAME_FIRST = _LOWER | frozenset("0123456789")
+_NAME = _NAME_FIRST | frozenset("./_-")
+_SKOPEO = ("docker", "docker-archive", "docker-daemon", "dir", "containers-storage")
+_OTHERS = ("library", "shub", "oras", "file", "http", "https", "sif", "ostree", "tarball")
 _DIGEST_DIGITS = {"sha256": 64, "sha512": 128}
 
 
@@ -59,7 +63,7 @@ def parse_reference(text: str) -> Reference:
     if transport not in TRANSPORTS:
         raise ImageReferenceError(
             f"image reference {shown(text)}: transport {shown(transport)} is not supported",
-            hint=f"{SUPPORTED}; skopeo copy {_skopeo(text)} oci:DIRECTORY:TAG makes one",
+            hint=f"{SUPPORTED}; {_copying_from(text)} makes one",
         )
     located, digest = _split_digest(rest, text)
     path, colon, tag = located.partition(":")
@@ -89,8 +93,31 @@ def _split_digest(rest: str, text: str) -> tuple[str, str]:
 def _hint_for(text: str) -> str:
     if text.startswith((".", "/", "~")):
         return f"write oci:{text} for an OCI layout directory, oci-archive:{text} for a tar file of one"
-    return SUPPORTED
+    command = copying(text) if text not in TRANSPORTS else ""
+    return f"{SUPPORTED}; {command} makes one" if command else SUPPORTED
 
 
-def _skopeo(text: str) -> str:
-    return shown(text) if text.startswith(("docker:", "docker-archive:", "dir:")) else "SOURCE"
+def _copying_from(text: str) -> str:
+    """The command that makes a layout of an image with a transport that is not read here."""
+    transport = text.partition(":")[0]
+    if transport in _SKOPEO:
+        return f"skopeo copy {shown(text)} oci:DIRECTORY:TAG"
+    return (transport not in _OTHERS and copying(text)) or "skopeo copy SOURCE oci:DIRECTORY:TAG"
+
+
+def copying(text: str) -> str:
+    """The command that makes a layout of an image named as for podman (``debian:12``); empty for other text.
+
+    A name without a registry is Docker Hub's there (containers-registries.conf(5)), and one without a tag
+    is ``latest``.
+    """
+    name, colon, tag = text.partition(":")
+    if name[:1] not in _NAME_FIRST or not _NAME.issuperset(name) or (colon and not tag):
+        return ""
+    if not _TAG_LATER.issuperset(tag) or "/" in tag or ":" in tag:
+        return ""
+    first, slash, _ = name.partition("/")
+    if slash and "." not in first and not tag:
+        return ""  # a path, more probably
+    registry = "" if slash and "." in first else "docker.io/" if slash else "docker.io/library/"
+    return f"skopeo copy docker://{registry}{text} oci:DIRECTORY:{tag or 'latest'}"

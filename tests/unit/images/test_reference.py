@@ -88,6 +88,30 @@ def test_supported_transports_are_named() -> None:
     assert "skopeo copy docker://debian:12 " in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("debian:12", "skopeo copy docker://docker.io/library/debian:12 oci:DIRECTORY:12"),
+        ("debian", "skopeo copy docker://docker.io/library/debian oci:DIRECTORY:latest"),
+        ("me/solver:1.2", "skopeo copy docker://docker.io/me/solver:1.2 oci:DIRECTORY:1.2"),
+        ("ghcr.io/me/solver:1", "skopeo copy docker://ghcr.io/me/solver:1 oci:DIRECTORY:1"),
+        ("docker-daemon:solver:1", "skopeo copy docker-daemon:solver:1 oci:DIRECTORY:TAG"),
+        ("library://x/y/z", "skopeo copy SOURCE oci:DIRECTORY:TAG"),
+    ],
+)
+def test_names_of_registries_are_answered_with_a_command(text: str, command: str) -> None:
+    with pytest.raises(ImageReferenceError) as caught:
+        parse_reference(text)
+    assert f"{command} makes one" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("text", ["images/debian", "oci", "", "./d"])
+def test_what_is_no_name_is_not(text: str) -> None:
+    with pytest.raises(ImageReferenceError) as caught:
+        parse_reference(text)
+    assert "docker://" not in str(caught.value.hint)
+
+
 def test_digests() -> None:
     assert is_digest(DIGEST)
     assert is_digest(LONG)
