@@ -67,10 +67,16 @@ def runtime_directory(environment: Mapping[str, str], uid: int) -> str:
 def store_directory(environment: Mapping[str, str], uid: int) -> str:
     """Directory of unpacked images on node-local disk.
 
-    ``$HPCPOD_STORE`` (made if its parent exists), else ``/var/tmp/hpcpod-UID``.  Raises StoreUnusable.
+    ``$HPCPOD_STORE`` (absolute, made if its parent exists), else ``/var/tmp/hpcpod-UID``.  Raises
+    StoreUnusable.
     """
     given = environment.get("HPCPOD_STORE")
     if given:
+        # A relative one would be another store in each directory, with images that nobody finds again.
+        if not os.path.isabs(given):
+            raise StoreUnusable(
+                f"image store {given}: not an absolute path", hint="write HPCPOD_STORE from / on"
+            )
         if _own_directory(os.path.abspath(given), uid, create=True):
             return os.path.abspath(given)
         raise StoreUnusable(

@@ -123,6 +123,8 @@ class StderrProgress:
 
     def _text(self, now: float) -> str:
         elapsed = now - self._start
+        if not self._total and not self._done:  # waiting, not working
+            return f"{self._prefix}: {self._label}, {elapsed:.0f} s"
         rate = size(self._done / elapsed) + "/s" if elapsed > 0 else ""
         if not self._total:
             return f"{self._prefix}: {self._label}: {size(self._done)}, {elapsed:.0f} s, {rate}"

@@ -19,9 +19,10 @@ FAILED = 1
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:
-    """Look at this node as pods will find it: kernel, namespaces, directories, Slurm.
+    """Say what this node has and lacks for pods.
 
-    Run it as the user, on the node, and within a job where the ranks run.
+    Looks at kernel, namespaces, directories and Slurm.  Run it as the user, on the node, and
+    within a job where the ranks run.
     """
     found = findings(read_node(os.environ, os.getuid()))
     if as_json:

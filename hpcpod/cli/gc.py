@@ -14,7 +14,9 @@ from hpcpod.launcher.sweep import sweep
 
 @click.command()
 def gc() -> None:
-    """Remove what killed commands of yours left on this node: pods, half-made images, old events and plans.
+    """Remove what killed commands of yours left on this node.
+
+    That is pods, half-made images, old events and plans.
 
     Never touches a pod that lives, nor an image that is whole.
     """

@@ -76,7 +76,10 @@ def unpack(reference: str, destination: str, max_bytes: str | None, platform: st
 @_PLATFORM
 @click.argument("reference", metavar="REF")
 def pull(reference: str, max_bytes: str | None, platform: str | None) -> None:
-    """Verify and unpack the image REF into the store, and print its digest."""
+    """Verify and unpack the image REF into the store.
+
+    Prints the digest of its manifest.
+    """
     progress = StderrProgress()
     found, phases, _ = ensure(
         reference,
@@ -104,11 +107,13 @@ def _as_json(meta: StoredImage) -> dict[str, object]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def list_images(as_json: bool) -> None:
     """Show the images in the store, newest first."""
-    found = _store().all()
+    store = _store()
+    found = store.all()
     if as_json:
         click.echo(json.dumps([_as_json(meta) for meta in found], indent=2))
         return
     if not found:
+        StderrProgress().note(f"no images in {shown(store.directory)}")
         return
     rows = [("DIGEST", "PLATFORM", "SIZE", "UNPACKED", "REFERENCE")]
     for meta in found:
@@ -122,9 +127,10 @@ def list_images(as_json: bool) -> None:
 @image.command()
 @click.argument("names", metavar="REF|DIGEST...", nargs=-1, required=True)
 def rm(names: tuple[str, ...]) -> None:
-    """Remove images from the store: by reference, by digest, or by the digest's first 8 digits or more.
+    """Remove images from the store.
 
-    An image that a pod of yours runs from is kept, with an error.
+    They are named by reference, by digest, or by the digest's first 8 digits or more.  An
+    image that a pod of yours runs from is kept, with an error.
     """
     store = _store()
     digests = [upkeep.find_stored(store, name, DEFAULT_LIMITS) for name in names]
@@ -148,10 +154,13 @@ def inspect(reference: str, as_json: bool, platform: str | None) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
+    facts["layers"] = [
+        f"{layer.blob.digest} {layer.compression.value} {size(layer.blob.size)}" for layer in documents.layers
+    ]
     for name, value in facts.items():
-        lines = [shown(str(line)) for line in value] if isinstance(value, list) else [shown(str(value))]
-        for number, line in enumerate(lines):
-            click.echo(f"{name if not number else '':<12}{line}")
+        lines = value if isinstance(value, list) else [value]
+        for number, line in enumerate(lines or [""]):
+            click.echo(f"{name if not number else '':<12}{shown(str(line)) or '-'}")
 
 
 def _facts(reference: str, documents: Documents) -> dict[str, object]:

@@ -24,7 +24,7 @@ NAMED = 5
 @click.option("--raw", is_flag=True, help="Print the events themselves, for `hpcpod report -` elsewhere.")
 @click.argument("events", nargs=-1, metavar="[JOB[.STEP]|SCOPE|FILE|DIRECTORY|-]...")
 def report(as_json: bool, raw: bool, events: tuple[str, ...]) -> None:
-    """Show how long each phase of a start took, and which rank was slowest.
+    """Show how long each phase of a start took, and the slowest rank.
 
     Without an argument: the latest start on this node.  Events stay on the node where a rank ran; to merge
     those of all nodes, at the end of the job's script:

@@ -64,6 +64,34 @@ def test_refusals(user: Account, reference: str, case: str) -> None:
     assert sorted(user.home.rglob("*")) == before
 
 
+def test_likely_mistakes_are_answered_with_the_right_form(user: Account, reference: str) -> None:
+    (user.home / "archive.tar").touch()
+    (user.home / "empty").mkdir()
+    copy = (
+        "oci: takes a directory; skopeo copy docker://docker.io/library/debian:12 oci:DIRECTORY:12 makes one"
+    )
+    expected = {
+        "oci:empty:1": f"{user.home}/empty is not an OCI layout (no oci-layout file) [image-not-found]",
+        "oci:debian:12": f"hint: {copy}",
+        "oci:archive.tar:1": "hint: that is a file; oci-archive:archive.tar:1 names a layout in a tar file",
+        "oci-archive:layout": "hint: that is a directory; oci:layout names a layout in one",
+    }
+    for given, answer in expected.items():
+        assert answer in run(user, "inspect", *AMD64, given).stderr, given
+
+
+def test_the_store_is_named_by_an_absolute_path(user: Account) -> None:
+    done = user.run([*HPCPOD, "image", "list"], env=PYTHON | {"HPCPOD_STORE": "store"})
+    assert done.returncode == 125
+    assert "image store store: not an absolute path [store-unusable]" in done.stderr
+    assert not (user.home / "store").exists()
+
+
+def test_an_empty_store_is_said(user: Account) -> None:
+    done = run(user, "list")
+    assert (done.stdout, done.stderr) == ("", f"hpcpod: no images in {user.store}\n")
+
+
 def test_existing_destinations_are_left_alone(user: Account, reference: str) -> None:
     for name, make in (("dir", Path.mkdir), ("dangling", lambda path: path.symlink_to("nowhere"))):
         make(user.home / name)
@@ -90,6 +118,7 @@ def test_inspect(user: Account, reference: str) -> None:
     assert facts["digest"] == digest(GOOD.blobs()[0])
     assert facts["cmd"] == ["/a"]
     assert facts["stored"] == ""
+    assert "stored      -\n" in run(user, "inspect", *AMD64, reference).stdout
     run(user, "pull", *AMD64, reference)
     text = run(user, "inspect", *AMD64, reference).stdout
     assert f"stored      {user.store}/images/sha256-" in text
