@@ -29,7 +29,7 @@ class Level(Enum):
 
 @frozen
 class Finding:
-    """One thing looked at.  mend: the command or setting that mends it, empty where nothing is wrong."""
+    """One thing looked at.  mend: the command or setting that mends it, empty where there is none to name."""
 
     subject: str
     level: Level
@@ -163,7 +163,8 @@ def _store(place: Place) -> Finding:
 
 def _slurm(facts: NodeFacts) -> Iterator[Finding]:
     if facts.pmi_problem:
-        yield Finding("Slurm", Level.WARN, f"srun --mpi=list: {shown(facts.pmi_problem)}", "run it by hand")
+        why = f"no cluster answers ({shown(facts.pmi_problem)}); not needed for runs without Slurm"
+        yield Finding("Slurm", Level.WARN, why)
     elif facts.pmi is not None:
         for kind, family in (("pmi2", "MPICH"), ("pmix", "Open MPI")):
             if any(name == kind or name.startswith(f"{kind}_") for name in facts.pmi):
