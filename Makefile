@@ -39,5 +39,5 @@ bench: ## against bubblewrap, crun, Charliecloud and umoci; results in build/ben
 	@$(SETUP) venv
 	@$(python) -m bench $(BENCH_ARGS)
 
-clean: ## removes everything that the other targets made here (not the system packages)
+clean: ## removes build/, .venv and what else was made for this checkout; keeps packages, /var/cache/hpcpod/images
 	@$(SETUP) clean
