@@ -12,7 +12,7 @@ from hpcpod.images import store
 from hpcpod.launcher.sweep import sweep
 
 
-@click.command()
+@click.command(short_help="Remove what killed commands left on this node.")
 def gc() -> None:
     """Remove what killed commands of yours left on this node.
 

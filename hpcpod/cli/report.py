@@ -19,7 +19,7 @@ NAMED = 5
 """Malformed lines that are named one by one."""
 
 
-@click.command()
+@click.command(short_help="Show how long each phase of a start took.")
 @click.option("--json", "as_json", is_flag=True, help="Print figures as JSON, in nanoseconds.")
 @click.option("--raw", is_flag=True, help="Print the events themselves, for `hpcpod report -` elsewhere.")
 @click.argument("events", nargs=-1, metavar="[JOB[.STEP]|SCOPE|FILE|DIRECTORY|-]...")
