@@ -177,3 +177,16 @@ def test_system_packages_are_listed_once_per_group() -> None:
     assert all(
         "#" in line for line in (ROOT / "tests" / "setup" / "packages").read_text().splitlines() if line
     )
+
+
+def test_every_name_of_an_error_is_explained() -> None:
+    """The words in brackets: class attributes in Python, the third argument of fail() in C."""
+    text = (ROOT / "docs" / "howto" / "troubleshooting.md").read_text()
+    names = set(
+        re.findall(r'^    slug = "([a-z-]+)"', (ROOT / "hpcpod" / "errors.py").read_text(), re.MULTILINE)
+    )
+    for path in FILES:
+        if path.suffix == ".c" and path.parent.name == "native" and "tests" not in path.parts:
+            names |= set(re.findall(r'fail(?:_errno)?\([^"]*?"([a-z-]+)", "', path.read_text()))
+    assert len(names) > 20
+    assert not [name for name in sorted(names) if f"`[{name}]`" not in text and f"`{name}`" not in text]
