@@ -21,10 +21,11 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 /* A pod whose members never come ends by itself; a scheduler that tracks processes kills it with the step. */
-enum { LINGER_MS = 60000 };
+enum { LINGER_MS = 60000, GATHER_MS = 5 };
 
 struct holder {
 	int runtime, fifo, epoll;
@@ -121,6 +122,15 @@ static void greet(struct holder *h)
 		}
 }
 
+/*
+ * Ranks come, and go, many at a time: to be woken for each would take from them the cores that they start on.  A
+ * FIFO holds the pids of 16384 meanwhile.
+ */
+static void let_them_gather(void)
+{
+	nanosleep(&(struct timespec){.tv_nsec = GATHER_MS * 1000000L}, NULL);
+}
+
 /* Until nobody is here and nobody is expected, or until nobody is here and the scheduler asked to end. */
 static void keep(struct holder *h)
 {
@@ -130,6 +140,8 @@ static void keep(struct holder *h)
 		struct epoll_event events[64];
 		int n = epoll_wait(h->epoll, events, 64, h->present ? -1 : open ? LINGER_MS : 0);
 
+		if (n > 0 && open)
+			let_them_gather();
 		for (int i = 0; i < n; i++) {
 			if (events[i].data.fd == h->fifo)
 				continue;

@@ -14,8 +14,22 @@
 #include <unistd.h>
 
 /*
+ * The bounding set masks what execve(2) may give: to uid 0, and from files.  no_new_privs and SECBIT_NOROOT leave
+ * nothing of either, so this is a second bolt, for uid 0 alone: 42 calls are a tenth of what a rank's entry costs.
+ */
+static int empty_bounding_set(struct fault *f)
+{
+	if (getuid() != 0)
+		return 0;
+	for (int capability = 0; prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0; capability++)
+		;
+	/* EINVAL: past the last one that this kernel knows */
+	return errno == EINVAL ? 0 : fail_errno(f, "privileges", "capability bounding set");
+}
+
+/*
  * Entering a user namespace gave this process every capability in it; the program gets none, nor a way to any:
- * bounding set empty, no_new_privs on, and for uid 0 no return of them at exec (SECBIT_NOROOT).
+ * no_new_privs, and for uid 0 no return of them at exec (SECBIT_NOROOT).
  */
 static int drop_capabilities(struct fault *f)
 {
@@ -24,10 +38,8 @@ static int drop_capabilities(struct fault *f)
 
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return fail_errno(f, "privileges", "no_new_privs");
-	for (int capability = 0; prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0; capability++)
-		;
-	if (errno != EINVAL) /* EINVAL: past the last one that this kernel knows */
-		return fail_errno(f, "privileges", "capability bounding set");
+	if (empty_bounding_set(f) < 0)
+		return -1;
 	if (prctl(PR_SET_SECUREBITS, SECBIT_NOROOT | SECBIT_NOROOT_LOCKED, 0, 0, 0) < 0)
 		return fail_errno(f, "privileges", "securebits");
 	if (syscall(SYS_capset, &header, none) < 0)

@@ -18,7 +18,7 @@ from tests.integration.pod.conftest import Pods, member, step
 
 pytestmark = pytest.mark.needs("plain", "userns", "native", "strace")
 
-CALLS_FOUND = 100
+CALLS_FOUND = 60
 """From the front's execve to the program's, for a rank that finds the pod: 41 of them drop capabilities."""
 CALLS_ALONE = 260
 """The same where the plan is found and the pod is made around the process: about 20 for each mount."""
