@@ -36,7 +36,7 @@ def check(context: StepContext, rootfs: str, mode: str, program: Sequence[str], 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit status.  One rank of each node asks (native/mpi.c); only the first node's says what is wrong."""
+    """The exit status.  One rank of a node asks (native/mpi.c); the first node's says what is wrong."""
     rootfs, mode, path, *program = arguments
     try:
         context = recognise(os.environ, cwd="/", node=os.uname().nodename)
