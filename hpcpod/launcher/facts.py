@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from hpcpod.images import mpi_scan
 from hpcpod.images.inside import Inside
+from hpcpod.images.layout import stamp_of
 from hpcpod.launcher.plan import ImageFacts, NodePaths, UserFacts
 from hpcpod.model import FileStamp, StepContext, VerifiedImage
 from hpcpod.scheduler_plugins.slurm import pmix
@@ -99,7 +100,4 @@ def node_paths(runtime: str, context: StepContext) -> NodePaths:
 
 def stamp(path: str) -> FileStamp:
     """The identity of this file now.  Raises OSError."""
-    status = os.stat(path)
-    return FileStamp(
-        path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-    )
+    return stamp_of(path, os.stat(path))

@@ -139,6 +139,7 @@ struct assembly {
 	unsigned files;
 };
 
+bool path_is_below(const char *path, const char *directory);
 int list_mounts(const struct record *record, struct assembly *a, struct fault *f);
 int make_root(const struct record *record, struct assembly *a, struct fault *f);
 int apply_mount(struct assembly *a, struct mount *mount, struct fault *f);
@@ -184,7 +185,6 @@ struct launch {
 	struct step step;
 	struct stamps stamps;
 	struct record record; /* of the pod that was entered */
-	char *const *argv;
 	int runtime;
 };
 

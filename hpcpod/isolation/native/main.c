@@ -13,7 +13,7 @@
 
 static int run(char *const *words, struct fault *f)
 {
-	struct launch launch = {.stamps.start = clock_realtime_ns(), .argv = words};
+	struct launch launch = {.stamps.start = clock_realtime_ns()};
 	char cwd[PATH_MAX] = "";
 	struct fault ignored;
 	int events;

@@ -32,7 +32,8 @@ static bool is_plain(const char *path)
 	       strcmp(last, "/.") != 0 && strcmp(last, "/..") != 0;
 }
 
-static bool is_below(const char *path, const char *directory)
+/* Whether path is this directory or lies below it, component by component. */
+bool path_is_below(const char *path, const char *directory)
 {
 	size_t length = strlen(directory);
 
@@ -47,10 +48,10 @@ static bool is_shielded(const struct record *record, const char *path)
 	for (size_t i = 0; i < record->count; i++) {
 		const struct op *op = &record->ops[i];
 
-		if (op->kind == OP_TMPFS && is_below(path, op->word[0]))
+		if (op->kind == OP_TMPFS && path_is_below(path, op->word[0]))
 			return !strcmp(path, op->word[0]); /* the pod's own; a directory in it is made */
 		if (op->kind == OP_SHIELD)
-			shielded |= !strcmp(op->word[1], "whole") ? !strcmp(path, op->word[0]) : is_below(path, op->word[0]);
+			shielded |= !strcmp(op->word[1], "whole") ? !strcmp(path, op->word[0]) : path_is_below(path, op->word[0]);
 	}
 	return shielded;
 }
@@ -82,7 +83,7 @@ static int find_source(struct mount *mount, const char *source, bool optional, s
 	if (stat(source, &s) < 0)
 		return optional ? 0 : source_fault(mount, f);
 	mount->directory = S_ISDIR(s.st_mode);
-	if (is_below(runtime_path(), source) && take_source(mount) < 0)
+	if (path_is_below(runtime_path(), source) && take_source(mount) < 0)
 		return source_fault(mount, f);
 	return 1;
 }

@@ -90,12 +90,9 @@ static int settle_target(const struct assembly *a, const char *target, char *out
 /* Whether target lies on or below something that an earlier operation mounts: then it is not the image's. */
 static bool below_earlier(const struct assembly *a, size_t count, const char *target)
 {
-	for (size_t i = 0; i < count; i++) {
-		size_t length = strlen(a->mounts[i].target);
-
-		if (!strncmp(a->mounts[i].target, target, length) && (target[length] == '/' || !target[length]))
+	for (size_t i = 0; i < count; i++)
+		if (path_is_below(target, a->mounts[i].target))
 			return true;
-	}
 	return false;
 }
 
