@@ -202,6 +202,10 @@ class OpenLayout:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Release descriptors."""
+        self.close()
+
+    def close(self) -> None:
+        """Release descriptors."""
         self._files.close()
 
     @property
