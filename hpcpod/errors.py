@@ -102,6 +102,13 @@ class ImageLimitExceeded(ImageInvalid):
     slug = "image-limit"
 
 
+class ImageUnsupported(HpcpodError):
+    """The image is sound, but needs something of its format that this program does not do."""
+
+    slug = "image-unsupported"
+    fault = Fault.USER
+
+
 class ImagePlatformMismatch(HpcpodError):
     """The image has nothing for this machine's operating system and architecture."""
 
