@@ -31,6 +31,10 @@ def decompress(compression: Compression, chunks: Iterator[bytes], limits: Limits
         return _gunzip(chunks, limits)
     if compression is Compression.ZSTD:
         return _unzstd(chunks, limits)
+    if compression in (Compression.BZIP2, Compression.XZ):
+        from hpcpod.images import streams
+
+        return (streams.unxz if compression is Compression.XZ else streams.unbzip2)(chunks, limits)
     return chunks
 
 

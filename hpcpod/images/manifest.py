@@ -27,11 +27,13 @@ CONFIG_TYPES = frozenset({f"{_OCI}config.v1+json", f"{_DOCKER}container.image.v1
 
 
 class Compression(Enum):
-    """How a layer's tar is stored."""
+    """How a tar is stored: the first three are for layers, the last two for App Container Images."""
 
     NONE = "none"
     GZIP = "gzip"
     ZSTD = "zstd"
+    BZIP2 = "bzip2"
+    XZ = "xz"
 
 
 LAYER_TYPES = {
