@@ -54,13 +54,15 @@ static int parse(const char *path)
 	struct fault f = {0};
 	size_t size;
 	char *bytes = read_all(path, &size);
+	const char *rootfs;
 
 	if (!parses(bytes, size, &record, &f)) {
 		fault_print(&f);
 		free(bytes);
 		return f.code;
 	}
-	printf("%zu operations, rootfs %s, current %d\n", record.count, record_word(&record, OP_ROOTFS),
+	rootfs = record_word(&record, OP_ROOTFS);
+	printf("%zu operations, rootfs %s, current %d\n", record.count, rootfs ? rootfs : "(none)",
 	       record_is_current(&record));
 	record_free(&record);
 	free(bytes);

@@ -27,6 +27,7 @@ from hpcpod.model import (
     Tmpfs,
     VerifiedImage,
 )
+from tests.unit.launcher.records import with_root
 
 
 def stamp(path: str) -> FileStamp:
@@ -64,6 +65,12 @@ PLAN = NodePlan(
 )
 
 FULL = record_bytes(PLAN, stamp("/"))
+
+_FILE = stamp("/proc/self/exe")
+FUSE = with_root(
+    FULL, "fuse", _FILE.path, str(_FILE.dev), str(_FILE.ino), "sha256-0.squashfs", "/usr/bin/squashfuse_ll"
+)
+"""The same with the image as a packed file."""
 
 
 def with_environment(*ops: EnvOp) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.native.conftest import HERE, NATIVE, Compile
-from tests.native.records import FULL, words
+from tests.native.records import FULL, FUSE, words
 
 Call = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.needs("sanitizers")
 
 HEAD = ("hpcpod-record", "1")
 ROOT = ("rootfs", "/", "1", "2")
+FILE = ("fuse", "/image", "1", "2", "sha256-0.squashfs", "/bin/server")
 
 
 def test_a_record_with_every_operation_is_read(call: Call) -> None:
@@ -28,9 +29,27 @@ def test_a_record_with_every_operation_is_read(call: Call) -> None:
     assert re.fullmatch(rb"\d+ operations, rootfs /, current [01]\n", done.stdout)
 
 
+def test_a_record_with_a_packed_image_is_read(call: Call) -> None:
+    done = call("parse", record=FUSE)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert re.fullmatch(rb"\d+ operations, rootfs \(none\), current [01]\n", done.stdout)
+
+
+@pytest.mark.parametrize("change", ["none", "absent", "device", "inode"])
+def test_another_packed_file_makes_a_record_void(call: Call, tmp_path: Path, change: str) -> None:
+    (tmp_path / "image").touch()
+    status = (tmp_path / "image").stat()
+    device, inode = status.st_dev + (change == "device"), status.st_ino + (change == "inode")
+    if change == "absent":
+        (tmp_path / "image").unlink()
+    record = words(*HEAD, "fuse", str(tmp_path / "image"), str(device), str(inode), "n", "/s", "end")
+    current = b"1" if change == "none" else b"0"
+    assert call("parse", record=record).stdout.endswith(b"current " + current + b"\n")
+
+
 def test_the_full_record_has_every_operation_of_the_grammar() -> None:
     names = set(re.findall(r'\[OP_[A-Z_]+\] = \{"([a-z-]+)"', (NATIVE / "record.c").read_text()))
-    assert names and names <= {os.fsdecode(word) for word in FULL.split(b"\0")}
+    assert names and names <= {os.fsdecode(word) for word in (FULL + FUSE).split(b"\0")}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +63,10 @@ def test_the_full_record_has_every_operation_of_the_grammar() -> None:
         (words(*HEAD, *ROOT), "without"),
         (words(*HEAD, *ROOT, "end")[:-1], "without"),
         (words(*HEAD, "end"), "no rootfs"),
+        (words(*HEAD, *ROOT, *FILE, "end"), "more than one of rootfs and fuse"),
+        (words(*HEAD, *ROOT, *ROOT, "end"), "more than one of rootfs and fuse"),
+        (words(*HEAD, *FILE, *FILE, "end"), "more than one of rootfs and fuse"),
+        (words(*HEAD, *FILE[:-1]), "fuse lacks word 5"),
         (words(*HEAD, *ROOT, "mount", "end"), "unknown operation mount"),
         (words(*HEAD, *ROOT, "BIND", "/", "/", "", "end"), "unknown operation BIND"),
         (words(*HEAD, *ROOT, "", "end"), "unknown operation"),
@@ -63,8 +86,9 @@ def test_control_characters_of_a_record_do_not_reach_the_terminal(call: Call) ->
     assert done.stderr == rb"hpcpod: sealed record: unknown operation \x1b[2J\x0ax\x7f [record]" + b"\n"
 
 
-def test_no_truncation_is_accepted(call: Call) -> None:
-    done = call("truncations", record=FULL)
+@pytest.mark.parametrize("record", [FULL, FUSE], ids=["tree", "packed"])
+def test_no_truncation_is_accepted(call: Call, record: bytes) -> None:
+    done = call("truncations", record=record)
     assert done.returncode == 0, done.stdout
 
 
@@ -81,6 +105,7 @@ def test_the_fuzzer_finds_nothing(compiled: Compile, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "full").write_bytes(FULL)
+    (corpus / "packed").write_bytes(FUSE)
     done = subprocess.run(
         [program, "-runs=20000", "-seed=1", "-max_len=4096", "-verbosity=0", corpus],
         capture_output=True, text=True, check=False, timeout=200, cwd=tmp_path,

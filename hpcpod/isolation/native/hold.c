@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The holder: a process that keeps a pod's namespaces while ranks come and go.
+ * The holder: a process that keeps namespaces while others come and go: a pod's for its ranks, those of an image's
+ * mount for its pods (fuse.c).
  *
  * It is no rank and no rank's child, so no rank's end can take the pod away.  Members announce themselves by
  * writing their pid into its FIFO (which also tells them that it lives: with no reader, opening fails), it
@@ -28,10 +29,12 @@
 enum { LINGER_MS = 60000, GATHER_MS = 5 };
 
 struct holder {
+	const struct kept *kept;
 	int runtime, fifo, epoll;
-	int report, lock; /* pipe to the creator; its lock, held here too until others can see the pod */
-	long expected, joined, present;
-	char name[200], hidden[40];
+	int report, lock; /* pipe to the creator; its lock, held here too until others can see what is kept */
+	int vital;        /* pidfd of a process without which what is kept is worth nothing, or -1 */
+	long joined, present;
+	char hidden[40];
 	bool published;
 };
 
@@ -43,31 +46,36 @@ static void note_ending(int signal)
 	ending = 1;
 }
 
-static void remove_directory(int runtime, const char *directory)
+/* By descriptor: what took the name, a link say, must not lead elsewhere. */
+static void remove_directory(int runtime, const char *path)
 {
 	static const char *const entries[] = {"members", "record", "holder"};
-	char path[256];
+	int directory = openat(runtime, path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 
-	for (size_t i = 0; i < sizeof entries / sizeof entries[0]; i++) {
-		snprintf(path, sizeof path, "%s/%s", directory, entries[i]);
+	if (directory < 0) {
 		unlinkat(runtime, path, 0);
+		return;
 	}
-	unlinkat(runtime, directory, AT_REMOVEDIR);
+	for (size_t i = 0; i < sizeof entries / sizeof entries[0]; i++)
+		unlinkat(directory, entries[i], 0);
+	close(directory);
+	unlinkat(runtime, path, AT_REMOVEDIR);
 }
 
-/* One rename takes the pod out of sight; what is left of a killed holder goes the same way. */
-static void retire(int runtime, const char *name, const char *hidden)
+/* One rename takes it out of sight; what is left of a killed holder goes the same way. */
+static void retire(int runtime, const struct kept *kept, const char *hidden)
 {
 	char path[256];
 
-	snprintf(path, sizeof path, "pods/%s", name);
+	snprintf(path, sizeof path, "%s/%s", kept->room, kept->name);
 	if (renameat(runtime, path, runtime, hidden) == 0)
 		remove_directory(runtime, hidden);
 }
 
 /* The words that the pod was made from: the plan's own file may have been replaced meanwhile. */
-static int write_record(const struct holder *h, const struct record *record, const char *path)
+static int write_record(const struct holder *h, const char *path)
 {
+	const struct record *record = h->kept->record;
 	int fd = openat(h->runtime, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	ssize_t written = fd < 0 ? -1 : write(fd, record->bytes, record->size);
 
@@ -78,12 +86,12 @@ static int write_record(const struct holder *h, const struct record *record, con
 	return written == (ssize_t)record->size ? 0 : -1;
 }
 
-static int publish(struct holder *h, const struct record *record, struct fault *f)
+static int publish(struct holder *h, struct fault *f)
 {
 	char path[256], final[256], pid[16];
 
 	snprintf(pid, sizeof pid, "%d", getpid());
-	snprintf(h->hidden, sizeof h->hidden, "pods/.%d", getpid());
+	snprintf(h->hidden, sizeof h->hidden, "%s/.%d", h->kept->room, getpid());
 	remove_directory(h->runtime, h->hidden); /* of a killed holder that had the same pid */
 	if (mkdirat(h->runtime, h->hidden, 0700) < 0)
 		return fail_errno(f, "pod", "%s/%s", runtime_path(), h->hidden);
@@ -93,12 +101,12 @@ static int publish(struct holder *h, const struct record *record, struct fault *
 	    (h->fifo = openat(h->runtime, path, O_RDWR | O_NONBLOCK | O_CLOEXEC)) < 0)
 		return fail_errno(f, "pod", "%s/%s", runtime_path(), path);
 	snprintf(path, sizeof path, "%s/record", h->hidden);
-	if (write_record(h, record, path) < 0)
+	if (h->kept->recorded && write_record(h, path) < 0)
 		return fail_errno(f, "pod", "%s/%s", runtime_path(), path);
 	snprintf(path, sizeof path, "%s/holder", h->hidden);
 	if (symlinkat(pid, h->runtime, path) < 0)
 		return fail_errno(f, "pod", "%s/%s", runtime_path(), path);
-	snprintf(final, sizeof final, "pods/%s", h->name);
+	snprintf(final, sizeof final, "%s/%s", h->kept->room, h->kept->name);
 	if (renameat(h->runtime, h->hidden, h->runtime, final) < 0)
 		return fail_errno(f, "pod", "%s/%s", runtime_path(), final);
 	h->published = true;
@@ -131,34 +139,42 @@ static void let_them_gather(void)
 	nanosleep(&(struct timespec){.tv_nsec = GATHER_MS * 1000000L}, NULL);
 }
 
-/* Until nobody is here and nobody is expected, or until nobody is here and the scheduler asked to end. */
+/*
+ * Until nobody is here and nobody is expected, or until nobody is here and the scheduler asked to end; or until what
+ * is kept is dead.
+ */
 static void keep(struct holder *h)
 {
-	bool open = true;
+	bool open = true, dead = false;
 
 	for (;;) {
 		struct epoll_event events[64];
-		int n = epoll_wait(h->epoll, events, 64, h->present ? -1 : open ? LINGER_MS : 0);
+		int n = epoll_wait(h->epoll, events, 64, h->present ? -1 : open ? h->kept->linger_ms : 0);
 
 		if (n > 0 && open)
 			let_them_gather();
 		for (int i = 0; i < n; i++) {
 			if (events[i].data.fd == h->fifo)
 				continue;
+			dead |= events[i].data.fd == h->vital;
 			close(events[i].data.fd); /* leaves the epoll set too */
 			h->present--;
 		}
+		if (dead)
+			break;
 		greet(h);
 		if (h->present > 0 || (n < 0 && errno == EINTR && !ending))
 			continue;
 		if (!open)
 			return;
-		if (n == 0 || ending || (h->expected && h->joined >= h->expected)) {
+		if (n == 0 || ending || (h->kept->expected && h->joined >= h->kept->expected)) {
 			/* A rank may have found the pod a moment ago: look into the FIFO once more when hidden. */
-			retire(h->runtime, h->name, h->hidden);
+			retire(h->runtime, h->kept, h->hidden);
 			open = false;
 		}
 	}
+	if (open)
+		retire(h->runtime, h->kept, h->hidden);
 }
 
 static void raise_limits(void)
@@ -172,7 +188,7 @@ static void raise_limits(void)
 }
 
 /* Close everything from 3 on but these three. */
-static void keep_only(int a, int b, int c)
+void descriptors_keep(int a, int b, int c)
 {
 	int kept[] = {a, b, c};
 	int next = 3;
@@ -217,19 +233,21 @@ static int detach(const struct holder *h, struct fault *f)
 
 	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
 		return fail_errno(f, "pod", "/dev/null");
-	keep_only(h->runtime, h->report, h->lock);
+	descriptors_keep(h->runtime, h->report, h->lock);
 	take_signals();
 	raise_limits();
-	prctl(PR_SET_NAME, "hpcpod-holder");
+	prctl(PR_SET_NAME, h->kept->process);
 	return 0;
 }
 
 static int watch_members(struct holder *h, struct fault *f)
 {
 	struct epoll_event event = {.events = EPOLLIN, .data.fd = h->fifo};
+	struct epoll_event death = {.events = EPOLLIN, .data.fd = h->vital};
 
 	h->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (h->epoll < 0 || epoll_ctl(h->epoll, EPOLL_CTL_ADD, h->fifo, &event) < 0)
+	if (h->epoll < 0 || epoll_ctl(h->epoll, EPOLL_CTL_ADD, h->fifo, &event) < 0 ||
+	    (h->vital >= 0 && epoll_ctl(h->epoll, EPOLL_CTL_ADD, h->vital, &death) < 0))
 		return fail_errno(f, "pod", "epoll");
 	return 0;
 }
@@ -238,14 +256,14 @@ static int watch_members(struct holder *h, struct fault *f)
  * In the grandchild: make the pod, tell the creator, stay.  A creator that was killed meanwhile changes nothing:
  * the pod is as good for the others.
  */
-static void hold(struct holder *h, const struct record *record)
+static void make_and_stay(struct holder *h)
 {
 	struct fault fault = {0};
-	bool made = detach(h, &fault) == 0 && pod_make(record, &fault) == 0 && publish(h, record, &fault) == 0 &&
-	            watch_members(h, &fault) == 0 && privileges_drop(NULL, &fault) == 0;
+	bool made = detach(h, &fault) == 0 && h->kept->make(h->runtime, h->kept->record, &h->vital, &fault) == 0 &&
+	            publish(h, &fault) == 0 && watch_members(h, &fault) == 0 && privileges_drop(NULL, &fault) == 0;
 
 	if (!made && h->published)
-		retire(h->runtime, h->name, h->hidden);
+		retire(h->runtime, h->kept, h->hidden);
 	else if (!made && h->hidden[0])
 		remove_directory(h->runtime, h->hidden);
 	close(h->lock);
@@ -256,7 +274,7 @@ static void hold(struct holder *h, const struct record *record)
 	_exit(0);
 }
 
-static void fork_holder(struct holder *h, const struct record *record)
+static void fork_holder(struct holder *h)
 {
 	struct fault fault = {0};
 	pid_t child;
@@ -264,37 +282,35 @@ static void fork_holder(struct holder *h, const struct record *record)
 	setsid();
 	child = fork();
 	if (child == 0)
-		hold(h, record);
+		make_and_stay(h);
 	if (child < 0 && fail_errno(&fault, "pod", "fork") < 0 && write(h->report, &fault, sizeof fault) < 0)
 		_exit(EXIT_HPCPOD);
 	_exit(0);
 }
 
 /*
- * Make a pod of this name and leave a process that holds it.  lock: what the caller holds so that nobody else makes
- * the same pod; the holder keeps it until the pod can be found, even when the caller is killed.
+ * Make what is to be kept and leave a process that holds it.  lock: what the caller holds so that nobody else makes
+ * the same; the holder keeps it until what it made can be found, even when the caller is killed.
  * Two forks: the holder must not be a child that the user's program could wait for, nor be in its session.
  */
-int pod_hold(int runtime, int lock, const char *name, const struct record *record, const struct step *step,
-             struct fault *f)
+int hold(int runtime, int lock, const struct kept *kept, struct fault *f)
 {
-	struct holder holder = {.runtime = runtime, .lock = lock, .fifo = -1, .expected = step->local_ntasks};
+	struct holder holder = {.kept = kept, .runtime = runtime, .lock = lock, .fifo = -1, .vital = -1};
 	char stale[40];
 	int report[2];
 	ssize_t got;
 	pid_t child;
 
-	snprintf(holder.name, sizeof holder.name, "%s", name);
-	snprintf(stale, sizeof stale, "pods/.%d", getpid());
+	snprintf(stale, sizeof stale, "%s/.%d", kept->room, getpid());
 	remove_directory(runtime, stale); /* of a killed one that had this pid: a rename needs the name free */
-	retire(runtime, name, stale);
+	retire(runtime, kept, stale);
 	if (pipe2(report, O_CLOEXEC) < 0)
 		return fail_errno(f, "pod", "pipe");
 	holder.report = report[1];
 	child = fork();
 	if (child == 0) {
 		close(report[0]);
-		fork_holder(&holder, record);
+		fork_holder(&holder);
 	}
 	close(report[1]);
 	if (child < 0)
@@ -306,6 +322,25 @@ int pod_hold(int runtime, int lock, const char *name, const struct record *recor
 	while (got < 0 && errno == EINTR);
 	close(report[0]);
 	if (got != (ssize_t)sizeof *f)
-		return fail(f, EXIT_HPCPOD, SLUG_KILLED, "the pod's holder was killed while it made the pod");
+		return fail(f, EXIT_HPCPOD, SLUG_KILLED, "%s was killed while it made what it is to hold", kept->process);
 	return f->code ? -1 : 0;
+}
+
+/* The pod of this record: its image taken from the mount that all of the user's pods share, if it is one. */
+static int make_pod(int runtime, const struct record *record, int *vital, struct fault *f)
+{
+	int tree;
+
+	(void)vital;
+	return fuse_take(runtime, record, &tree, f) < 0 ? -1 : pod_make(record, tree, f);
+}
+
+int pod_hold(int runtime, int lock, const char *name, const struct record *record, const struct step *step,
+             struct fault *f)
+{
+	const struct kept pod = {.room = "pods", .name = name, .process = "hpcpod-holder", .record = record,
+	                         .recorded = true, .expected = step->local_ntasks, .linger_ms = LINGER_MS,
+	                         .make = make_pod};
+
+	return hold(runtime, lock, &pod, f);
 }

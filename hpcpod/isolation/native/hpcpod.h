@@ -94,7 +94,7 @@ const char *runtime_path(void);    /* after runtime_open */
 /* ---- record.c: the sealed record */
 
 enum op_kind {
-	OP_GUARD, OP_ROOTFS, OP_WRITABLE, OP_BIND, OP_BIND_ENV, OP_TMPFS, OP_FILE, OP_ENV_SET, OP_ENV_DEFAULT,
+	OP_GUARD, OP_ROOTFS, OP_FUSE, OP_WRITABLE, OP_BIND, OP_BIND_ENV, OP_TMPFS, OP_FILE, OP_ENV_SET, OP_ENV_DEFAULT,
 	OP_ENV_UNSET, OP_ENV_KEEP, OP_WORKDIR, OP_COMMAND, OP_LAUNCH, OP_SECCOMP, OP_PMI_CHECK, OP_PMI_ACCEPT, OP_REFERENCE,
 	OP_DIGEST, OP_SHIELD, OP_KEEP_FDS, OP_END,
 };
@@ -115,6 +115,7 @@ int record_parse(char *bytes, size_t size, struct record *record, struct fault *
 int record_read(int dir, const char *name, struct record *record, struct fault *f);
 bool record_is_current(const struct record *record);
 const char *record_word(const struct record *record, enum op_kind kind);
+const struct op *record_op(const struct record *record, enum op_kind kind);
 void record_free(struct record *record);
 
 /* ---- root.c, mounts.c and pod.c: make a pod around this process */
@@ -143,10 +144,31 @@ bool path_is_below(const char *path, const char *directory);
 int list_mounts(const struct record *record, struct assembly *a, struct fault *f);
 int make_root(const struct record *record, struct assembly *a, struct fault *f);
 int apply_mount(struct assembly *a, struct mount *mount, struct fault *f);
-int pod_make(const struct record *record, struct fault *f);
+int open_mount_place(void);
+void mark_used(const char *path);
+int namespaces_make(int kinds, uid_t uid, gid_t gid, struct fault *f);
+int root_enter(int root, struct fault *f);
+int pod_make(const struct record *record, int tree, struct fault *f); /* tree: from fuse_take */
 
-/* ---- hold.c: a process that keeps a pod until its last member is gone */
+/* ---- fuse.c: the one mount of a packed image that a user's pods share; server.c: the process that serves it */
 
+int fuse_take(int runtime, const struct record *record, int *tree, struct fault *f);
+int server_start(const struct op *fuse, int image, int connection, int *said, struct fault *f);
+
+/* ---- hold.c: a process that keeps what it made until its last member is gone */
+
+struct kept {
+	const char *room, *name;     /* RUNTIME/room/name is how others find it */
+	const char *process;         /* the holder's name for ps(1) */
+	const struct record *record; /* what it is made from */
+	bool recorded;               /* whether the record is to lie there too */
+	long expected;               /* members that come in all; 0: not known */
+	int linger_ms;               /* how long it stays while nobody is there and more may come */
+	int (*make)(int runtime, const struct record *record, int *vital, struct fault *f);
+};
+
+int hold(int runtime, int lock, const struct kept *kept, struct fault *f);
+void descriptors_keep(int a, int b, int c);
 int pod_hold(int runtime, int lock, const char *name, const struct record *record, const struct step *step,
              struct fault *f);
 
@@ -154,8 +176,12 @@ int pod_hold(int runtime, int lock, const char *name, const struct record *recor
 
 struct pod {
 	int directory, holder; /* RUNTIME/pods/NAME, and a pidfd of the holder; -1 when there is none */
+	pid_t pid;             /* the holder's, if it lives */
 	struct record record;
 };
+
+bool holder_find(int runtime, const char *room, const char *name, struct pod *pod); /* no record is read */
+bool holder_tell(const struct pod *pod);
 
 bool pod_find(int runtime, const char *name, struct pod *pod);
 bool pod_is_held(const struct pod *pod);
@@ -192,7 +218,7 @@ int pod_enter(struct launch *launch, struct fault *f);
 
 /* ---- mpi.c */
 
-int mpi_check(const struct record *record, const struct launch *launch, struct fault *f);
+int mpi_check(const struct record *record, const char *tree, const struct launch *launch, struct fault *f);
 
 /* ---- rank.c: from a process in the pod to the user's program */
 

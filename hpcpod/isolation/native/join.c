@@ -10,24 +10,36 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* The pod of this name if there is one.  Its holder may be dead: pod_join tells. */
-bool pod_find(int runtime, const char *name, struct pod *pod)
+/* What is kept in this room under this name, if there is such a thing.  Its holder may be dead: holder_tell tells. */
+bool holder_find(int runtime, const char *room, const char *name, struct pod *pod)
 {
-	struct fault ignored;
 	char path[256], pid[16];
 	ssize_t length;
 
 	*pod = (struct pod){.directory = -1, .holder = -1};
-	snprintf(path, sizeof path, "pods/%s", name);
+	snprintf(path, sizeof path, "%s/%s", room, name);
 	pod->directory = openat(runtime, path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (pod->directory < 0)
 		return false;
 	length = readlinkat(pod->directory, "holder", pid, sizeof pid - 1);
 	if (length > 0) {
 		pid[length] = '\0';
-		pod->holder = sys_pidfd_open((pid_t)strtol(pid, NULL, 10));
+		pod->pid = (pid_t)strtol(pid, NULL, 10);
+		pod->holder = sys_pidfd_open(pod->pid);
 	}
-	if (pod->holder >= 0 && record_read(pod->directory, "record", &pod->record, &ignored) == 0)
+	if (pod->holder >= 0)
+		return true;
+	pod_forget(pod);
+	return false;
+}
+
+bool pod_find(int runtime, const char *name, struct pod *pod)
+{
+	struct fault ignored;
+
+	if (!holder_find(runtime, "pods", name, pod))
+		return false;
+	if (record_read(pod->directory, "record", &pod->record, &ignored) == 0)
 		return true;
 	pod_forget(pod);
 	return false;
@@ -49,10 +61,10 @@ bool pod_is_held(const struct pod *pod)
 }
 
 /*
- * Tell the holder, then enter its namespaces.  The pidfd was opened before the FIFO was found to have a reader,
+ * Tell the holder that this process is a member.  The pidfd was opened before the FIFO was found to have a reader,
  * so the pid was the holder's own at that time and no later process's with the same number.
  */
-bool pod_join(const struct pod *pod)
+bool holder_tell(const struct pod *pod)
 {
 	pid_t self = getpid();
 	struct sigaction ignore = {.sa_handler = SIG_IGN}, before;
@@ -65,7 +77,12 @@ bool pod_join(const struct pod *pod)
 	told = write(fifo, &self, sizeof self) == (ssize_t)sizeof self;
 	sigaction(SIGPIPE, &before, NULL);
 	close(fifo);
-	return told && setns(pod->holder, CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWIPC) == 0;
+	return told;
+}
+
+bool pod_join(const struct pod *pod)
+{
+	return holder_tell(pod) && setns(pod->holder, CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWIPC) == 0;
 }
 
 void pod_forget(struct pod *pod)

@@ -19,7 +19,7 @@
 
 int lock_open(int runtime, const char *name, struct fault *f)
 {
-	static const char *const directories[] = {"plans", "pods", "locks"};
+	static const char *const directories[] = {"plans", "pods", "mounts", "locks"};
 	char path[256];
 	int fd;
 

@@ -90,10 +90,12 @@ static int ask_once(const char *const *words, const char *name, const struct lau
 	return result;
 }
 
-int mpi_check(const struct record *record, const struct launch *launch, struct fault *f)
+/* tree: where the image can be looked at now, if it is no directory of the node. */
+int mpi_check(const struct record *record, const char *tree, const struct launch *launch, struct fault *f)
 {
 	const char *mode = record_word(record, OP_PMI_CHECK), *program = launch->request.program[0];
-	const char *words[] = {"-m", "hpcpod.launcher.mpi_check", record_word(record, OP_ROOTFS), mode, image_path(record),
+	const char *rootfs = record_word(record, OP_ROOTFS), *image = rootfs ? rootfs : record_word(record, OP_FUSE);
+	const char *words[] = {"-m", "hpcpod.launcher.mpi_check", rootfs ? rootfs : tree, mode, image_path(record),
 	                       program ? program : record_word(record, OP_COMMAND), NULL};
 	char served[16], name[HASH_SIZE];
 
@@ -107,6 +109,6 @@ int mpi_check(const struct record *record, const struct launch *launch, struct f
 	    (launch->step.served & accepted_kinds(record) && !launch->step.size_disagrees))
 		return 0;
 	snprintf(served, sizeof served, "%u.%d", launch->step.served, launch->step.size_disagrees);
-	hash_words((const char *const[]){words[2], mode, words[4], words[5] ? words[5] : "", served, NULL}, name);
+	hash_words((const char *const[]){image, mode, words[4], words[5] ? words[5] : "", served, NULL}, name);
 	return ask_once(words, name, launch, f);
 }

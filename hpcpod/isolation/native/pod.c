@@ -40,37 +40,38 @@ static const char *why_no_user_namespace(void)
 }
 
 /*
- * The user is mapped to itself and nobody else is: no set-uid program and no subuid range is needed.
+ * The user is mapped, and nobody else is: no set-uid program and no subuid range is needed.
  * setgroups is denied first, as the kernel demands (user_namespaces(7)); supplementary groups stay in force.
  */
-static int map_self(uid_t uid, gid_t gid, struct fault *f)
+static int map_self(uid_t uid, gid_t gid, uid_t own_uid, gid_t own_gid, struct fault *f)
 {
 	char line[64];
 
 	if (write_file("/proc/self/setgroups", "deny") < 0)
 		return fail_errno(f, "kernel-feature", "/proc/self/setgroups");
-	snprintf(line, sizeof line, "%u %u 1\n", uid, uid);
+	snprintf(line, sizeof line, "%u %u 1\n", uid, own_uid);
 	if (write_file("/proc/self/uid_map", line) < 0)
 		return fail_errno(f, "kernel-feature", "/proc/self/uid_map");
-	snprintf(line, sizeof line, "%u %u 1\n", gid, gid);
+	snprintf(line, sizeof line, "%u %u 1\n", gid, own_gid);
 	if (write_file("/proc/self/gid_map", line) < 0)
 		return fail_errno(f, "kernel-feature", "/proc/self/gid_map");
 	return 0;
 }
 
-static int make_namespaces(struct fault *f)
+/* New namespaces of these kinds, user and mount among them; uid and gid: what the user is called in them. */
+int namespaces_make(int kinds, uid_t uid, gid_t gid, struct fault *f)
 {
-	uid_t uid = geteuid();
-	gid_t gid = getegid();
+	uid_t own_uid = geteuid();
+	gid_t own_gid = getegid();
 
-	if (unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWIPC) < 0) {
+	if (unshare(kinds) < 0) {
 		const char *hint = why_no_user_namespace();
 
 		fail_errno(f, "kernel-feature", "user, mount and IPC namespaces");
 		fault_hint(f, "%s", hint);
 		return -1;
 	}
-	if (map_self(uid, gid, f) < 0)
+	if (map_self(uid, gid, own_uid, own_gid, f) < 0)
 		return -1;
 	/* Slave, not private: when the node unmounts a file system, the pod must not keep it busy. */
 	if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)
@@ -78,9 +79,10 @@ static int make_namespaces(struct fault *f)
 	return 0;
 }
 
-static int enter_root(const struct assembly *a, struct fault *f)
+/* Make the mount that this descriptor is the root of the root of this process and of its mount namespace. */
+int root_enter(int root, struct fault *f)
 {
-	if (fchdir(a->root) < 0 || sys_pivot_root_here() < 0)
+	if (fchdir(root) < 0 || sys_pivot_root_here() < 0)
 		return fail_errno(f, "mount", "pivot_root into the image");
 	/* The old root lies on top now, and the working directory is in it. */
 	if (umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
@@ -88,16 +90,20 @@ static int enter_root(const struct assembly *a, struct fault *f)
 	return 0;
 }
 
-/* Make the record's pod around this process, which must have one thread.  On success / is the pod's root. */
-int pod_make(const struct record *record, struct fault *f)
+/*
+ * Make the record's pod around this process, which must have one thread.  On success / is the pod's root.
+ * tree: the image, where it is a mount that hangs nowhere yet (fuse.c), else -1.
+ */
+int pod_make(const struct record *record, int tree, struct fault *f)
 {
-	struct assembly a = {.tree = -1, .root = -1, .scratch = -1};
+	struct assembly a = {.tree = tree, .root = -1, .scratch = -1};
 	mode_t mask = umask(0); /* modes of mount points are the plan's */
-	bool made = make_namespaces(f) == 0 && make_root(record, &a, f) == 0;
+	bool made = namespaces_make(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWIPC, geteuid(), getegid(), f) == 0 &&
+	            make_root(record, &a, f) == 0;
 
 	for (size_t i = 0; made && i < a.count; i++)
 		made = apply_mount(&a, &a.mounts[i], f) == 0;
-	made = made && enter_root(&a, f) == 0;
+	made = made && root_enter(a.root, f) == 0;
 	umask(mask);
 	for (size_t i = 0; i < a.count; i++)
 		free(a.mounts[i].named);

@@ -73,10 +73,12 @@ static int make_pod(struct launch *l, const char *name, int lock, struct fault *
 static int try_join(struct launch *l, const char *name, struct fault *f)
 {
 	struct pod pod;
+	char tree[32];
 
 	if (!pod_find(l->runtime, name, &pod))
 		return 0;
-	if (mpi_check(&pod.record, l, f) < 0)
+	snprintf(tree, sizeof tree, "/proc/%d/root", pod.pid);
+	if (mpi_check(&pod.record, tree, l, f) < 0)
 		return -1;
 	l->stamps.found = clock_realtime_ns();
 	if (pod_join(&pod)) {
@@ -174,10 +176,21 @@ static int plan_alone(struct launch *l, struct fault *f)
 /* A lone process needs no holder: it makes the pod around itself, and the kernel clears up when it ends. */
 static int enter_alone(struct launch *l, struct fault *f)
 {
-	if (plan_alone(l, f) < 0 || mpi_check(&l->record, l, f) < 0)
+	int64_t planned;
+	char path[48];
+	int tree;
+
+	if (plan_alone(l, f) < 0)
 		return -1;
-	l->stamps.found = l->stamps.create_start = clock_realtime_ns();
-	if (pod_make(&l->record, f) < 0)
+	planned = clock_realtime_ns();
+	if (fuse_take(l->runtime, &l->record, &tree, f) < 0)
+		return -1;
+	snprintf(path, sizeof path, "/proc/%d/fd/%d", getpid(), tree);
+	if (mpi_check(&l->record, path, l, f) < 0)
+		return -1;
+	/* the image's mount is a part of the pod; a look at the program is not */
+	l->stamps.found = l->stamps.create_start = tree < 0 ? clock_realtime_ns() : planned;
+	if (pod_make(&l->record, tree, f) < 0)
 		return -1;
 	l->stamps.create_end = l->stamps.entered = clock_realtime_ns();
 	return 0;

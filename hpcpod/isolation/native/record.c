@@ -21,6 +21,7 @@ static const struct {
 	unsigned words;
 } grammar[] = {
 	[OP_GUARD] = {"guard", 6},           [OP_ROOTFS] = {"rootfs", 3},
+	[OP_FUSE] = {"fuse", 5},
 	[OP_WRITABLE] = {"writable", 1},     [OP_BIND] = {"bind", 3},
 	[OP_BIND_ENV] = {"bind-env", 1},     [OP_TMPFS] = {"tmpfs", 3},
 	[OP_FILE] = {"file", 2},             [OP_ENV_SET] = {"env-set", 2},
@@ -75,6 +76,19 @@ static int add_op(struct record *record, size_t *room)
 	return 0;
 }
 
+/* The image is a tree of the node, or a packed file: one of them, once. */
+static int check_roots(const struct record *record, struct fault *f)
+{
+	size_t roots = 0;
+
+	for (size_t i = 0; i < record->count; i++)
+		roots += record->ops[i].kind == OP_ROOTFS || record->ops[i].kind == OP_FUSE;
+	if (roots == 1)
+		return 0;
+	return fail(f, EXIT_HPCPOD, "record", roots ? "sealed record: more than one of rootfs and fuse"
+	                                            : "sealed record: no rootfs");
+}
+
 static int parse_ops(struct record *record, struct reader *reader, struct fault *f)
 {
 	size_t room = 0;
@@ -100,9 +114,7 @@ static int parse_ops(struct record *record, struct reader *reader, struct fault 
 			continue;
 		if (reader->next != reader->end)
 			return fail(f, EXIT_HPCPOD, "record", "sealed record: words after \"end\"");
-		if (!record_word(record, OP_ROOTFS))
-			return fail(f, EXIT_HPCPOD, "record", "sealed record: no rootfs");
-		return 0;
+		return check_roots(record, f);
 	}
 }
 
@@ -152,12 +164,19 @@ void record_free(struct record *record)
 	*record = (struct record){0};
 }
 
-const char *record_word(const struct record *record, enum op_kind kind)
+const struct op *record_op(const struct record *record, enum op_kind kind)
 {
 	for (size_t i = 0; i < record->count; i++)
 		if (record->ops[i].kind == kind)
-			return record->ops[i].word[0];
+			return &record->ops[i];
 	return NULL;
+}
+
+const char *record_word(const struct record *record, enum op_kind kind)
+{
+	const struct op *op = record_op(record, kind);
+
+	return op ? op->word[0] : NULL;
 }
 
 static bool same(const char *word, unsigned long long value)
@@ -170,14 +189,14 @@ static unsigned long long nanoseconds(struct timespec time)
 	return (unsigned long long)time.tv_sec * 1000000000ULL + (unsigned long long)time.tv_nsec;
 }
 
-/* Whether the files that the plan was made from are still what they were, and the unpacked tree is there. */
+/* Whether the files that the plan was made from are still what they were, and the image's tree or file is there. */
 bool record_is_current(const struct record *record)
 {
 	for (size_t i = 0; i < record->count; i++) {
 		const struct op *op = &record->ops[i];
 		struct stat s;
 
-		if (op->kind != OP_GUARD && op->kind != OP_ROOTFS)
+		if (op->kind != OP_GUARD && op->kind != OP_ROOTFS && op->kind != OP_FUSE)
 			continue;
 		if (stat(op->word[0], &s) < 0 || !same(op->word[1], s.st_dev) || !same(op->word[2], s.st_ino))
 			return false;

@@ -121,7 +121,7 @@ static int make_mount_points(const struct assembly *a, int layer, bool *needed, 
 /* ------------------------------------------------------------------ the root */
 
 /* An empty directory of the user's own to hang the new root on; the pod's root is pivoted away from it. */
-static int open_mount_place(void)
+int open_mount_place(void)
 {
 	char path[PATH_MAX + 8];
 	int fd;
@@ -191,6 +191,51 @@ static int bind_root(const struct assembly *a, struct fault *f)
 	return mounted;
 }
 
+/*
+ * The entry of the image in its store has been used: the directory that holds the tree or the file.  By name, entries
+ * of a store are told from other directories; by its time the store knows what nobody has used for long.  Best effort:
+ * the site's store belongs to somebody else.
+ */
+void mark_used(const char *path)
+{
+	char entry[PATH_MAX];
+	size_t length = strlen(path);
+	const char *name;
+
+	while (length > 1 && path[length - 1] != '/')
+		length--;
+	if (length < 2 || length > sizeof entry)
+		return;
+	memcpy(entry, path, length - 1);
+	entry[length - 1] = '\0';
+	name = strrchr(entry, '/');
+	if (name && (!strncmp(name, "/sha256-", 8) || !strncmp(name, "/sha512-", 8)) &&
+	    utimensat(AT_FDCWD, entry, NULL, AT_SYMLINK_NOFOLLOW) < 0)
+		return;
+}
+
+/* The image's tree: a directory of the node, or a mount that hangs nowhere yet and must, for what is to come. */
+static int open_tree_of_image(const struct record *record, struct assembly *a, struct fault *f)
+{
+	const char *path = record_word(record, OP_ROOTFS);
+	size_t length = path ? strlen(path) : 0;
+	int place;
+
+	if (path) {
+		a->tree = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+		if (a->tree < 0)
+			return fail_errno(f, "image-not-found", "unpacked image %s", path);
+		if (length > 7 && !strcmp(path + length - 7, "/rootfs"))
+			mark_used(path);
+		return 0;
+	}
+	place = mkdirat(a->scratch, "image", 0755) < 0 ? -1 : openat(a->scratch, "image", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (place < 0 || sys_move_mount(a->tree, place) < 0)
+		return fail_errno(f, "mount", "the image's tree");
+	close(place);
+	return 0;
+}
+
 /* Mount the image (as it is, or below a memory layer) and leave its descriptor in a->root. */
 int make_root(const struct record *record, struct assembly *a, struct fault *f)
 {
@@ -201,10 +246,7 @@ int make_root(const struct record *record, struct assembly *a, struct fault *f)
 
 	if (list_mounts(record, a, f) < 0)
 		return -1;
-	a->tree = open(record_word(record, OP_ROOTFS), O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (a->tree < 0)
-		return fail_errno(f, "image-not-found", "unpacked image %s", record_word(record, OP_ROOTFS));
-	if (mount_scratch(a, size, f) < 0)
+	if (mount_scratch(a, size, f) < 0 || open_tree_of_image(record, a, f) < 0)
 		return -1;
 	layer = openat(a->scratch, "layer", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (layer < 0 || make_mount_points(a, layer, &layered, f) < 0)

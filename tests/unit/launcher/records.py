@@ -21,9 +21,9 @@ from hpcpod.model import (
 )
 
 GRAMMAR = {
-    "guard": 6, "rootfs": 3, "writable": 1, "bind": 3, "bind-env": 1, "tmpfs": 3, "file": 2, "env-set": 2,
-    "env-default": 2, "env-unset": 1, "env-keep": 1, "workdir": 1, "command": 1, "launch": 1, "seccomp": 1,
-    "pmi-check": 1, "pmi-accept": 1, "reference": 1, "digest": 1, "shield": 2, "keep-fds": 1, "end": 0,
+    "guard": 6, "rootfs": 3, "fuse": 5, "writable": 1, "bind": 3, "bind-env": 1, "tmpfs": 3, "file": 2,
+    "env-set": 2, "env-default": 2, "env-unset": 1, "env-keep": 1, "workdir": 1, "command": 1, "launch": 1,
+    "seccomp": 1, "pmi-check": 1, "pmi-accept": 1, "reference": 1, "digest": 1, "shield": 2, "keep-fds": 1, "end": 0,
 }  # fmt: skip
 
 
@@ -74,6 +74,14 @@ def environment(record: bytes) -> tuple[EnvOp, ...]:
 def values(record: bytes, wanted: str) -> tuple[str, ...]:
     """The first words of all operations of this name."""
     return tuple(words[0] for name, words in operations(record) if name == wanted)
+
+
+def with_root(record: bytes, *root: str) -> bytes:
+    """The same record with another root: the words of a ``rootfs`` or a ``fuse`` operation."""
+    words = ["hpcpod-record", "1"]
+    for name, values_ in operations(record):
+        words += root if name in {"rootfs", "fuse"} else [name, *values_]
+    return b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in words)
 
 
 def guards(record: bytes) -> tuple[FileStamp, ...]:
