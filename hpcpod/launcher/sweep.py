@@ -2,8 +2,8 @@
 """Removing from the run-time directory what its makers can no longer remove: they were killed.
 
 Everything here lies in the user's own directory on this node, and is told apart by a sign of life that the
-kernel takes away with the process: a FIFO without a reader (pods), a pid that is gone (half-made pods), a
-lock that can be had (locks).  Another job's live pod therefore never goes.
+kernel takes away with the process: a FIFO without a reader (pods, mounts of images), a pid that is gone
+(half-made ones), a lock that can be had (locks).  Another job's live pod therefore never goes.
 """
 
 from __future__ import annotations
@@ -48,15 +48,20 @@ def _process_lives(pid: str) -> bool:
 
 
 def _remove_if_dead(path: str) -> bool:
-    """Remove a pod's directory whose holder, or maker, is dead; whether it was.
+    """Remove the directory of a pod or a mount whose holder, or maker, is dead; whether it was.
 
-    By descriptor: a new pod that takes the name meanwhile keeps its files, and is no empty directory.
+    By descriptor: a new one that takes the name meanwhile keeps its files, and is no empty directory.  What is
+    no directory was made by nobody here, and goes.
     """
     name = os.path.basename(path)
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:  # another sweep was faster
         return False
+    except NotADirectoryError:  # also a link: open(2), O_DIRECTORY and O_NOFOLLOW
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            os.unlink(path)
+        return True
     try:
         if _process_lives(name[1:]) if name.startswith(".") else _has_reader(directory):
             return False
@@ -73,8 +78,9 @@ def _remove_if_dead(path: str) -> bool:
 
 
 def sweep_pods(runtime: str) -> int:
-    """Remove pods whose holder is dead, and half-made ones whose maker is; how many there were."""
-    return sum(_remove_if_dead(entry.path) for entry in _entries(os.path.join(runtime, "pods")))
+    """Remove pods and images' mounts whose holder is dead, half-made ones whose maker is; how many there were."""
+    rooms = (os.path.join(runtime, name) for name in ("pods", "mounts"))
+    return sum(_remove_if_dead(entry.path) for room in rooms for entry in _entries(room))
 
 
 def _old(entry: os.DirEntry[str], seconds: float) -> bool:

@@ -23,7 +23,8 @@ from hpcpod.model import (
 GRAMMAR = {
     "guard": 6, "rootfs": 3, "fuse": 5, "writable": 1, "bind": 3, "bind-env": 1, "tmpfs": 3, "file": 2,
     "env-set": 2, "env-default": 2, "env-unset": 1, "env-keep": 1, "workdir": 1, "command": 1, "launch": 1,
-    "seccomp": 1, "pmi-check": 1, "pmi-accept": 1, "reference": 1, "digest": 1, "shield": 2, "keep-fds": 1, "end": 0,
+    "seccomp": 1, "pmi-check": 1, "pmi-accept": 1, "reference": 1, "digest": 1, "shield": 2, "keep-fds": 1,
+    "end": 0,
 }  # fmt: skip
 
 

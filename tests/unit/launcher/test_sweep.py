@@ -12,8 +12,8 @@ from pathlib import Path
 from hpcpod.launcher.sweep import sweep
 
 
-def pod(runtime: Path, name: str) -> Path:
-    made = runtime / "pods" / name
+def pod(runtime: Path, name: str, room: str = "pods") -> Path:
+    made = runtime / room / name
     made.mkdir(parents=True)
     os.mkfifo(made / "members", 0o600)
     (made / "record").write_text("")
@@ -35,6 +35,26 @@ def test_dead_pods_go_and_live_ones_stay(tmp_path: Path) -> None:
     finally:
         os.close(reader)
     assert not dead.exists() and live.exists()
+
+
+def test_dead_mounts_of_images_go_and_live_ones_stay(tmp_path: Path) -> None:
+    dead, live = (pod(tmp_path, f"sha256-{name}.squashfs-x", "mounts") for name in "ab")
+    half = pod(tmp_path, f".{dead_pid()}", "mounts")
+    reader = os.open(live / "members", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert sweep(str(tmp_path)) == 2
+    finally:
+        os.close(reader)
+    assert not dead.exists() and not half.exists() and live.exists()
+
+
+def test_what_is_no_directory_goes_and_no_link_is_followed(tmp_path: Path) -> None:
+    elsewhere = pod(tmp_path, "x", "elsewhere")
+    (tmp_path / "mounts").mkdir()
+    (tmp_path / "mounts/link").symlink_to(elsewhere)
+    (tmp_path / "mounts/file").touch()
+    assert sweep(str(tmp_path)) == 2
+    assert not any((tmp_path / "mounts").iterdir()) and len(list(elsewhere.iterdir())) == 3
 
 
 def test_half_made_pods_go_with_their_maker(tmp_path: Path) -> None:
