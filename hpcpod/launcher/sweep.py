@@ -50,8 +50,8 @@ def _process_lives(pid: str) -> bool:
 def _remove_if_dead(path: str) -> bool:
     """Remove the directory of a pod or a mount whose holder, or maker, is dead; whether it was.
 
-    By descriptor: a new one that takes the name meanwhile keeps its files, and is no empty directory.  What is
-    no directory was made by nobody here, and goes.
+    By descriptor: a new one that takes the name meanwhile keeps its files, and is no empty directory.  What
+    is no directory was made by nobody here, and goes.
     """
     name = os.path.basename(path)
     try:
@@ -78,7 +78,7 @@ def _remove_if_dead(path: str) -> bool:
 
 
 def sweep_pods(runtime: str) -> int:
-    """Remove pods and images' mounts whose holder is dead, half-made ones whose maker is; how many there were."""
+    """Remove pods and images' mounts whose holder is dead, half-made ones whose maker is; how many."""
     rooms = (os.path.join(runtime, name) for name in ("pods", "mounts"))
     return sum(_remove_if_dead(entry.path) for room in rooms for entry in _entries(room))
 
