@@ -89,3 +89,98 @@ def rename_new(source: str | bytes, target: str | bytes) -> None:
     except OSError:
         os.rmdir(raw_target)
         raise
+
+
+def die_with_parent() -> None:
+    """prctl(2), PR_SET_PDEATHSIG: have the kernel kill this process when the thread that made it ends."""
+    _libc.prctl(ctypes.c_int(1), ctypes.c_ulong(9), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
+
+
+# --------------------------------------------------------------------------- mounts, as root
+
+_SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 429, 430, 431, 432
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+_MNT_DETACH = 2
+_LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
+_LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
+_LOOP_TRIES = 64
+
+
+def _call(number: int, *words: int | bytes | None) -> int:
+    """A system call of the new mount interface.  Raises OSError."""
+    plain = [ctypes.c_char_p(word) if isinstance(word, bytes) else ctypes.c_long(word or 0) for word in words]
+    result = _mount_syscall(ctypes.c_long(number), *plain)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(result)
+
+
+_mount_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_mount_syscall.restype = ctypes.c_long
+
+
+def mount_read_only(filesystem: str, source: str, directory: int) -> None:
+    """Mount a file system on the directory that is open as `directory`: read-only, nosuid, nodev.
+
+    source: a block device or, where the file system takes one (erofs since Linux 6.12), a plain file.
+    fsopen(2) and its like, as root.  Raises OSError: ENOTBLK where it has to be a block device.
+    """
+    context = _call(_SYS_FSOPEN, filesystem.encode(), 1)
+    try:
+        _call(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, b"source", os.fsencode(source), 0)
+        _call(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, b"ro", None, 0)
+        _call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        attributes = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+        mounted = _call(_SYS_FSMOUNT, context, 1, attributes)
+    finally:
+        os.close(context)
+    try:
+        flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+        _call(_SYS_MOVE_MOUNT, mounted, b"", directory, b"", flags)
+    finally:
+        os.close(mounted)
+
+
+def detach_mount(path: str) -> None:
+    """umount2(2) with MNT_DETACH: gone now, from the kernel with its last user.  Raises OSError."""
+    if _libc.umount2(ctypes.c_char_p(os.fsencode(path)), ctypes.c_int(_MNT_DETACH)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+
+
+def loop_device(backing: int) -> tuple[str, int]:
+    """A free loop device over the open file, read-only; its path, and a descriptor to hold until then.
+
+    It frees itself with its last user (LO_FLAGS_AUTOCLEAR), which the mount becomes.  loop(4),
+    LOOP_CONFIGURE, Linux 5.8.  Raises OSError.
+    """
+    import fcntl
+    import struct
+
+    # struct loop_config: fd, block_size, struct loop_info64 (flags at offset 52 of it), 8 reserved words
+    config = bytearray(struct.pack("=II", backing, 0) + bytes(232) + bytes(64))
+    struct.pack_into("=I", config, 8 + 52, _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR)
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _ in range(_LOOP_TRIES):
+            path = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+            device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(device, _LOOP_CONFIGURE, bytes(config))
+            except OSError as error:
+                os.close(device)
+                if error.errno != errno.EBUSY:  # somebody else took it first
+                    raise
+            else:
+                return path, device
+    finally:
+        os.close(control)
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), "/dev/loop-control")
+
+
+def no_new_privileges() -> None:
+    """prctl(2), PR_SET_NO_NEW_PRIVS."""
+    _libc.prctl(ctypes.c_int(38), ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))

@@ -41,23 +41,34 @@ class ImageConfig:
     volumes: tuple[str, ...] = ()
 
 
+class Form(Enum):
+    """How an image lies in a store: an unpacked tree, or a file system in one file."""
+
+    DIRECTORY = "dir"
+    SQUASHFS = "squashfs"
+    EROFS = "erofs"
+
+
 @frozen
-class VerifiedImage:
-    """An image whose every byte had the digest that was asked for, unpacked in the store.
+class Tree:
+    """A directory of the node: an unpacked tree, or where the kernel has mounted a packed one."""
 
-    Only ``images.store`` makes one.  Planning takes no other form of image, so an unverified one cannot
-    reach a pod.
+    path: str
 
-    digest: of the image manifest, ``sha256:…``.
-    rootfs: absolute path of the unpacked tree in the store.
-    reference: as the user wrote it.
+
+@frozen
+class FuseImage:
+    """A squashfs file that one FUSE server per user and node shows to all pods of that user.
+
+    file: its absolute path.  name: of the store's entry, and so of the mount.  server: path of squashfuse_ll.
     """
 
-    reference: str
-    digest: str
-    rootfs: str
-    platform: Platform
-    config: ImageConfig
+    file: str
+    name: str
+    server: str
+
+
+Rootfs = Tree | FuseImage
 
 
 @frozen
@@ -137,6 +148,35 @@ class Mpiexec:
 
     family: MpiFamily
     path: str
+
+
+@frozen
+class ImageFacts:
+    """What planning needs from inside an image.  passwd, group: text of those files, empty if absent."""
+
+    passwd: str = ""
+    group: str = ""
+    mpi: tuple[MpiLibrary, ...] = ()
+    mpiexec: tuple[Mpiexec, ...] = ()
+
+
+@frozen
+class VerifiedImage:
+    """An image whose every byte had the digest that was asked for, in a store of this node.
+
+    Only ``images.store`` makes one.  Planning takes no other form of image, so an unverified one cannot
+    reach a pod.
+
+    digest: of the image manifest, ``sha256:…``.
+    reference: as the user wrote it.
+    """
+
+    reference: str
+    digest: str
+    rootfs: Rootfs
+    platform: Platform
+    config: ImageConfig
+    inside: ImageFacts = ImageFacts()
 
 
 @frozen
@@ -260,7 +300,7 @@ class PodPlan:
     writable: size in bytes of the memory layer over the image, or None for a read-only root.
     """
 
-    rootfs: str
+    rootfs: Rootfs
     writable: int | None
     mounts: tuple[Mount, ...]
 

@@ -9,18 +9,35 @@ import time
 
 import click
 
+from hpcpod.cli.image_store import (
+    chosen_store,
+    df,
+    gc,
+    mount,
+    own_store,
+    pin,
+    stores,
+    table,
+    umount,
+    unpin,
+    why,
+)
 from hpcpod.frozen import replace
-from hpcpod.images import upkeep
+from hpcpod.images import removal, upkeep
 from hpcpod.images.destination import unpack_to
-from hpcpod.images.layout import open_layout
-from hpcpod.images.limits import DEFAULT_LIMITS, Limits
+from hpcpod.images.fetch import Order
+from hpcpod.images.forms import parse_form
+from hpcpod.images.limits import Limits, configured
 from hpcpod.images.platforms import parse_platform, platform_of
 from hpcpod.images.reference import parse_reference
-from hpcpod.images.resolve import Documents, find_manifest, read_documents
-from hpcpod.images.store import Store, StoredImage, ensure, open_store
-from hpcpod.launcher.request import parse_size
+from hpcpod.images.site import open_for_root
+from hpcpod.images.site import pull as pull_into_site
+from hpcpod.images.source import Described, open_source
+from hpcpod.images.store import Store, StoredImage, ensure
 from hpcpod.log import StderrProgress, shown, size
-from hpcpod.model import Platform
+from hpcpod.model import Form, Platform
+from hpcpod.settings import read_settings
+from hpcpod.sizes import parse_size
 
 SHORT = 19
 """Characters of a digest in tables: sha256: and 12 digits."""
@@ -28,6 +45,7 @@ SHORT = 19
 _PLATFORM = click.option(
     "--platform", metavar="OS/ARCH[/VARIANT]", help="Take this platform from the image, not this machine's."
 )
+_SITE = click.option("--site", is_flag=True, help="In the site's store, as root.")
 _MAX_BYTES = click.option(
     "--max-bytes", metavar="N", help="Refuse an image that unpacks to more bytes (2G, 512M; default 512G)."
 )
@@ -38,10 +56,11 @@ def image() -> None:
     """Unpack, verify and keep images."""
 
 
-def _limits(max_bytes: str | None) -> Limits:
+def _limits(max_bytes: str | None = None) -> Limits:
+    limits = configured(read_settings(os.environ).limits)
     if max_bytes is None:
-        return DEFAULT_LIMITS
-    return replace(DEFAULT_LIMITS, bytes_out=parse_size(max_bytes, "option --max-bytes"))
+        return limits
+    return replace(limits, bytes_out=parse_size(max_bytes, "option --max-bytes"))
 
 
 def _platform(text: str | None) -> Platform:
@@ -74,68 +93,87 @@ def unpack(reference: str, destination: str, max_bytes: str | None, platform: st
 @image.command()
 @_MAX_BYTES
 @_PLATFORM
+@click.option("--rootfs", metavar="FORM", default="auto", help="dir, squashfs, erofs, or auto (default).")
+@_SITE
 @click.argument("reference", metavar="REF")
-def pull(reference: str, max_bytes: str | None, platform: str | None) -> None:
+def pull(reference: str, max_bytes: str | None, platform: str | None, rootfs: str, site: bool) -> None:
     """Verify and unpack the image REF into the store.
 
     Prints the digest of its manifest.
     """
     progress = StderrProgress()
+    settings = read_settings(os.environ)
+    form = parse_form(rootfs, "option --rootfs")
+    limits = _limits(max_bytes)
+    if site:
+        order = Order(reference, _platform(platform), limits, progress, "", settings, form)
+        stored, made = pull_into_site(open_for_root(settings), order)
+        _note_skipped(progress, stored.skipped if made else 0)
+        click.echo(stored.digest)
+        return
     found, phases, _ = ensure(
         reference,
         environment=os.environ,
         uid=os.getuid(),
         platform=_platform(platform),
-        limits=_limits(max_bytes),
+        limits=limits,
         progress=progress,
+        settings=settings,
+        form=form,
     )
-    stored = _store().stored(found.digest)
-    if stored is not None and any(phase.name == "unpack" for phase in phases):
-        _note_skipped(progress, stored.skipped)
+    if any(phase.name == "unpack" for phase in phases):
+        _note_skipped(progress, _skipped(found.digest))
     click.echo(found.digest)
 
 
-def _store() -> Store:
-    return open_store(os.environ, os.getuid())
+def _skipped(digest: str) -> int:
+    store = own_store()
+    images = [image for form in Form if (image := store.stored(digest, form))]
+    return images[0].skipped if images else 0
 
 
-def _as_json(meta: StoredImage) -> dict[str, object]:
-    return {**vars(meta), "rootfs": f"{_store().path(meta.digest)}/rootfs"}
+def _as_json(store: Store, meta: StoredImage) -> dict[str, object]:
+    return {
+        **vars(meta),
+        "store": "site" if store.site else "user",
+        "rootfs": store.content(meta.digest, Form(meta.form)),
+    }
 
 
 @image.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def list_images(as_json: bool) -> None:
-    """Show the images in the store, newest first."""
-    store = _store()
-    found = store.all()
+    """Show the images in your store and the site's, newest first."""
+    found = [(store, meta) for store in stores() for meta in store.all()]
     if as_json:
-        click.echo(json.dumps([_as_json(meta) for meta in found], indent=2))
+        click.echo(json.dumps([_as_json(store, meta) for store, meta in found], indent=2))
         return
     if not found:
-        StderrProgress().note(f"no images in {shown(store.directory)}")
+        StderrProgress().note(f"no images in {shown(own_store().directory)}")
         return
-    rows = [("DIGEST", "PLATFORM", "SIZE", "UNPACKED", "REFERENCE")]
-    for meta in found:
+    rows = [("DIGEST", "STORE", "FORM", "PLATFORM", "SIZE", "UNPACKED", "REFERENCE")]
+    for store, meta in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(meta.when))
-        rows.append((meta.digest[:SHORT], shown(meta.platform), size(meta.size), when, shown(meta.reference)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        where = "site" if store.site else "user"
+        numbers = (shown(meta.platform), size(meta.size), when, shown(meta.reference))
+        rows.append((meta.digest[:SHORT], where, meta.form, *numbers))
+    table(rows)
 
 
 @image.command()
+@_SITE
 @click.argument("names", metavar="REF|DIGEST...", nargs=-1, required=True)
-def rm(names: tuple[str, ...]) -> None:
+def rm(names: tuple[str, ...], site: bool) -> None:
     """Remove images from the store.
 
     They are named by reference, by digest, or by the digest's first 8 digits or more.  An
     image that a pod of yours runs from is kept, with an error.
     """
-    store = _store()
-    digests = [upkeep.find_stored(store, name, DEFAULT_LIMITS) for name in names]
-    for digest in dict.fromkeys(digests):
-        upkeep.remove(store, digest)
+    store = chosen_store(site)
+    images = [image for name in names for image in upkeep.find_stored(store, name, _limits())]
+    for image in dict.fromkeys(images):
+        removal.remove_entry(store, image)
+    for digest in dict.fromkeys(image.digest for image in images):
         click.echo(digest)
 
 
@@ -145,35 +183,33 @@ def rm(names: tuple[str, ...]) -> None:
 @click.argument("reference", metavar="REF")
 def inspect(reference: str, as_json: bool, platform: str | None) -> None:
     """Show what the image REF is, without unpacking it."""
-    parsed = parse_reference(reference)
-    wanted = _platform(platform)
-    with open_layout(parsed, DEFAULT_LIMITS) as layout:
-        descriptor = find_manifest(layout, parsed, wanted, DEFAULT_LIMITS)
-        documents = read_documents(layout, descriptor, wanted, DEFAULT_LIMITS)
-    facts = _facts(reference, documents)
+    with open_source(parse_reference(reference), _limits()) as source:
+        described = source.describe(_platform(platform))
+    facts = _facts(reference, described)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
-    facts["layers"] = [
-        f"{layer.blob.digest} {layer.compression.value} {size(layer.blob.size)}" for layer in documents.layers
-    ]
+    facts["layers"] = [f"{part.digest} {part.compression} {size(part.size)}" for part in described.parts]
     for name, value in facts.items():
         lines = value if isinstance(value, list) else [value]
         for number, line in enumerate(lines or [""]):
             click.echo(f"{name if not number else '':<12}{shown(str(line)) or '-'}")
 
 
-def _facts(reference: str, documents: Documents) -> dict[str, object]:
-    config = documents.config.config
-    stored = _store().stored(documents.descriptor.digest)
+def _facts(reference: str, described: Described) -> dict[str, object]:
+    config = described.config.config
+    kept = [
+        store.content(described.digest, form)
+        for store in stores()
+        for form in Form
+        if store.stored(described.digest, form)
+    ]
     return {
         "reference": reference,
-        "digest": documents.descriptor.digest,
-        "platform": str(documents.config.platform),
-        "stored": f"{_store().path(documents.descriptor.digest)}/rootfs" if stored else "",
-        "layers": [
-            f"{layer.blob.digest} {layer.compression.value} {layer.blob.size}" for layer in documents.layers
-        ],
+        "digest": described.digest,
+        "platform": str(described.config.platform),
+        "stored": kept[0] if kept else "",
+        "layers": [f"{part.digest} {part.compression} {part.size}" for part in described.parts],
         "entrypoint": list(config.entrypoint),
         "cmd": list(config.cmd),
         "workdir": config.workdir,
@@ -182,3 +218,7 @@ def _facts(reference: str, documents: Documents) -> dict[str, object]:
         "labels": [f"{name}={value}" for name, value in config.labels],
         "volumes": list(config.volumes),
     }
+
+
+for _command in (gc, df, why, pin, unpin, mount, umount):
+    image.add_command(_command)

@@ -15,12 +15,15 @@ from hpcpod.model import (
     EnvOp,
     EnvSet,
     EnvUnset,
+    FuseImage,
     GeneratedFile,
     Mount,
     NodePlan,
     RankPlan,
+    Rootfs,
     Shield,
     Tmpfs,
+    Tree,
 )
 
 Row = tuple[str, str]
@@ -93,6 +96,14 @@ def _rank(rank: RankPlan) -> Iterator[Row]:
         yield "mpi", f"the image understands {kinds or 'no interface that is known'}"
 
 
+def _rootfs(rootfs: Rootfs) -> str:
+    match rootfs:
+        case Tree():
+            return shown(rootfs.path)
+        case FuseImage():
+            return f"{shown(rootfs.file)} (by {shown(rootfs.server)})"
+
+
 def plan_lines(plan: NodePlan) -> list[str]:
     """A line for each thing that a run does, aligned."""
     writable = plan.pod.writable
@@ -100,7 +111,7 @@ def plan_lines(plan: NodePlan) -> list[str]:
     rows = [
         ("image", shown(plan.image.reference)),
         ("digest", plan.image.digest),
-        ("rootfs", shown(plan.image.rootfs)),
+        ("rootfs", _rootfs(plan.pod.rootfs)),
         ("root", root),
         *_mounts(plan.pod.mounts),
         *_environment(plan.rank.environment),

@@ -15,10 +15,10 @@ from hpcpod.frozen import replace
 from hpcpod.launcher.options import PLAN_OPTIONS, RUN_OPTIONS, Option
 from hpcpod.launcher.request import parse_request, split_words
 from hpcpod.log import shown
-from hpcpod.model import Bind, EnvOp, Mount, NodePlan
+from hpcpod.model import Bind, EnvOp, Mount, NodePlan, Rootfs
 from hpcpod.scheduler_plugins import recognise
 
-_OPERATIONS = (*get_args(Mount), *get_args(EnvOp))
+_OPERATIONS = (*get_args(Mount), *get_args(EnvOp), *get_args(Rootfs))
 _RAW = {
     "ignore_unknown_options": True,
     "allow_interspersed_args": False,

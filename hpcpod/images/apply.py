@@ -21,6 +21,7 @@ from hpcpod.images.tarstream import Entry, Kind, TarReader
 from hpcpod.images.tree import remove_below
 from hpcpod.log import shown
 
+BLOCK = 4096
 FILE_MODE = 0o777
 DIRECTORY_MODE = 0o1777
 ROOT_MODE = 0o755
@@ -32,13 +33,17 @@ _HAS_TIME = 1 << 12
 class Applier:
     """Writes entries below an empty directory given by an O_PATH or read-only descriptor.
 
-    entries, skipped: counts so far.  Raises ImageInvalid, ImageLimitExceeded, and OSError from the
-    system calls that write.
+    entries, skipped: counts so far.  disk: bytes of it in blocks of 4 KiB.  readable: bits of
+    0o444 that every file is given beside its own; those that may execute it, and search directories,
+    likewise: who shares a tree, or packs it, must be able to read it.  Raises ImageInvalid,
+    ImageLimitExceeded, and OSError from the system calls that write.
     """
 
-    def __init__(self, root: int, limits: Limits) -> None:
+    def __init__(self, root: int, limits: Limits, readable: int = 0) -> None:
         self.entries = 0
         self.skipped = 0
+        self.disk = 0
+        self._readable = readable
         self._root = root
         self._limits = limits
         self._parents = Parents(root, limits, self._implicit)
@@ -62,13 +67,14 @@ class Applier:
     def finish(self) -> None:
         """Give directories their modes and times, children before parents."""
         self._parents.forget()
+        self.disk += BLOCK * len(self._directories)
         for path in sorted(self._directories, reverse=True):
             packed = self._directories[path]
             fd = self._parents.open_exact(path)
             if fd is None:
                 continue
             try:
-                os.fchmod(fd, packed & DIRECTORY_MODE)
+                os.fchmod(fd, packed & DIRECTORY_MODE | self._readable | self._readable >> 2)
                 if packed & _HAS_TIME:
                     mtime_ns = packed >> _MODE_BITS
                     os.utime(fd, ns=(mtime_ns, mtime_ns))
@@ -133,7 +139,10 @@ class Applier:
             canonical = canonical.rpartition(b"/")[0]
 
     def _file(self, entry: Entry, data: TarReader, parent: int, name: bytes) -> None:
-        mode = entry.mode & FILE_MODE
+        mode = entry.mode & FILE_MODE | self._readable
+        if mode & 0o111:
+            mode |= self._readable >> 2
+        self.disk += (entry.size + BLOCK - 1) // BLOCK * BLOCK
         try:
             fd = os.open(name, _CREATE, mode, dir_fd=parent)
         except FileExistsError:

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hpcpod.errors import UsageError
-from hpcpod.images.embryo import make_embryo, sweep
-from hpcpod.images.layout import open_layout
+from hpcpod.images.embryo import Beating, Embryo, make_embryo, sweep
 from hpcpod.images.limits import Limits
 from hpcpod.images.reference import Reference
-from hpcpod.images.resolve import find_manifest, read_documents
-from hpcpod.images.unpack import Unpacked, unpack_layers, write_error
+from hpcpod.images.source import open_source
+from hpcpod.images.unpack import Unpacked, write_error
 from hpcpod.kernel import rename_new, syncfs
 from hpcpod.log import Progress, shown
 from hpcpod.model import Platform
@@ -35,16 +34,15 @@ def unpack_to(
     parent = os.path.dirname(target)
     if os.path.lexists(target):
         raise _exists(target)
-    with open_layout(reference, limits) as layout:
-        descriptor = find_manifest(layout, reference, platform, limits)
-        documents = read_documents(layout, descriptor, platform, limits)
-        with _growing(parent, target) as path:
-            unpacked = unpack_layers(layout, documents, path, limits, progress)
-    return descriptor.digest, unpacked
+    with open_source(reference, limits) as source:
+        described = source.describe(platform)
+        with _growing(parent, target) as embryo:
+            unpacked = source.unpack(embryo.path, Beating(progress, embryo))
+    return described.digest, unpacked
 
 
 @contextmanager
-def _growing(parent: str, target: str) -> Iterator[str]:
+def _growing(parent: str, target: str) -> Iterator[Embryo]:
     """A temporary directory that becomes target if the body ends well, and is removed if not."""
     try:
         sweep(parent, PREFIX)
@@ -54,7 +52,7 @@ def _growing(parent: str, target: str) -> Iterator[str]:
             raise UsageError(f"destination {shown(target)}: {shown(parent)} is not a directory") from None
         raise write_error(error, parent) from None
     try:
-        yield embryo.path
+        yield embryo
         syncfs(embryo.fd)
         rename_new(embryo.path, target)
         _sync_directory(parent)

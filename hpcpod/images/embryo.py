@@ -1,40 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories in the making: theirs is a name that says who makes them, and a lock that says they are alive.
+"""Directories in the making, or being removed: the name says who does it, and so whether they still do.
 
-The name is NODE-BOOT-PID-RANDOM.  The lock is an flock on the directory itself, which the kernel drops with
-its holder, so what a killed process left is known and removed by whoever comes next.  Two nodes that share a
-store see each other's names; where their locks do not reach, age decides.
+The name is NODE-BOOT-PIDNS-PID-START-RANDOM, START being the process's time of start (proc(5), stat, field
+22): a pid that was used again is told apart.  No lock is needed, so the directory may lie on a file system
+that has none.  Where the maker cannot be asked after, because it is on another node or in another pid
+namespace, the time of change decides: a maker sets it again every BEAT_SECONDS.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import time
+from collections.abc import Callable
 
-from hpcpod.frozen import frozen
 from hpcpod.images.tree import empty_directory
+from hpcpod.log import Progress
 
-FOREIGN_SECONDS = 24 * 3600
-"""Age from which another node's directory is taken for dead."""
-YOUNG_SECONDS = 60
-"""A directory of a living process that is not locked: it is just being made, if it is no older than this."""
+BEAT_SECONDS = 20.0
+"""How often a maker says that it is alive."""
+FOREIGN_SECONDS = 3600
+"""Age from which a directory whose maker cannot be asked after is taken for dead: 180 missed beats."""
 _NODE_MAX = 64
-_NAME = re.compile(r"([A-Za-z0-9_.]+)-([0-9a-f]+)-([0-9]+)-([0-9a-f]+)")
+_ID_DIGITS = 12
+_NAME = re.compile(r"([A-Za-z0-9_.]+)-([0-9a-f]+)-([0-9]+)-([0-9]+)-([0-9]+)-([0-9a-f]+)")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_START = 19
+"""Where the time of start is in /proc/PID/stat, counted behind the command's closing parenthesis."""
 
 
-@frozen
 class Embryo:
-    """A directory of this process, locked while the descriptor is open.  Private: mode 0700."""
+    """A directory of this process.  Private: mode 0700.  path: where it is; fd: it, open."""
 
-    path: str
-    fd: int
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        self._next = time.monotonic() + BEAT_SECONDS
+
+    def beat(self) -> None:
+        """Say that its maker is alive, if it is time to; called while the work goes on."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + BEAT_SECONDS
+            os.utime(self.fd)
 
     def release(self) -> None:
-        """Drop the lock; the directory has its final name."""
+        """Let go of it; the directory has its final name."""
         os.close(self.fd)
 
     def discard(self) -> None:
@@ -47,6 +58,20 @@ class Embryo:
             os.close(self.fd)
 
 
+class Beating:
+    """A Progress that also keeps the sign of life of an embryo fresh."""
+
+    def __init__(self, progress: Progress, embryo: Embryo) -> None:
+        self.begin, self.note, self.end = progress.begin, progress.note, progress.end
+        self._progress = progress
+        self._embryo = embryo
+
+    def advance(self, count: int) -> None:
+        """Count more bytes are done."""
+        self._embryo.beat()
+        self._progress.advance(count)
+
+
 def _is_at(path: str, fd: int) -> bool:
     try:
         return os.path.samestat(os.lstat(path), os.fstat(fd))
@@ -56,11 +81,18 @@ def _is_at(path: str, fd: int) -> bool:
 
 def unique_name() -> str:
     """A name that no other process on any node takes."""
-    return f"{_node()}-{_boot()}-{os.getpid()}-{os.urandom(6).hex()}"
+    pid = os.getpid()
+    return f"{_node()}-{_boot()}-{_pid_namespace()}-{pid}-{_started(pid)}-{os.urandom(6).hex()}"
 
 
 def _node() -> str:
-    return re.sub(r"[^A-Za-z0-9_.]", "_", os.uname().nodename)[:_NODE_MAX] or "node"
+    """The node's name and, as several may have the same, the beginning of its machine-id(5)."""
+    name = re.sub(r"[^A-Za-z0-9_.]", "_", os.uname().nodename)[:_NODE_MAX] or "node"
+    try:
+        with open("/etc/machine-id", encoding="ascii", errors="replace") as file:
+            return f"{name}.{re.sub('[^0-9a-f]', '', file.read(_ID_DIGITS))}"
+    except OSError:
+        return name
 
 
 def _boot() -> str:
@@ -71,55 +103,54 @@ def _boot() -> str:
         os.close(fd)
 
 
-def make_embryo(parent: str, prefix: str = "") -> Embryo:
-    """Make a locked directory below parent.  Raises OSError."""
-    while True:
-        path = f"{parent}/{prefix}{unique_name()}"
-        os.mkdir(path, 0o700)
-        fd = os.open(path, _DIRECTORY)
-        if _lock(fd) and os.fstat(fd).st_nlink:
-            return Embryo(path, fd)
-        # Somebody swept it between the making and the locking.
-        os.close(fd)
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
-def _lock(fd: int) -> bool:
-    """Take the lock; also true where the file system has none.  False: another process has it."""
+def _started(pid: int) -> int | None:
+    """When a process started, in ticks since boot; None for one that is not there, or dead."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN)
-    return True
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[_START])
 
 
-def sweep(parent: str, prefix: str = "") -> int:
+def make_embryo(parent: str, prefix: str = "") -> Embryo:
+    """Make a directory below parent.  Raises OSError."""
+    path = f"{parent}/{prefix}{unique_name()}"
+    os.mkdir(path, 0o700)
+    return Embryo(path, os.open(path, _DIRECTORY))
+
+
+def sweep(
+    parent: str, prefix: str = "", *, own: bool = False, keep: Callable[[str], bool] | None = None
+) -> int:
     """Remove this user's directories below parent whose makers are dead; returns how many.
 
-    parent may be /tmp: what other users made there, whatever its name, is left alone.
+    parent may be /tmp: what other users made there, whatever its name, is left alone.  own: those of this
+    process too, as of one that has finished with them.  keep: asked about each; True leaves it.
     """
-    names = [name for name in os.listdir(parent) if name.startswith(prefix)]
-    return sum(_sweep_one(f"{parent}/{name}", name[len(prefix) :]) for name in names)
+    removed = 0
+    for name in os.listdir(parent):
+        match = _NAME.fullmatch(name[len(prefix) :]) if name.startswith(prefix) else None
+        if match is not None:
+            removed += _remove_dead(f"{parent}/{name}", match, own, keep)
+    return removed
 
 
-def _sweep_one(path: str, name: str) -> bool:
-    match = _NAME.fullmatch(name)
-    return match is not None and _remove_unlocked(path, match)
-
-
-def _remove_unlocked(path: str, maker: re.Match[str] | None) -> bool:
-    """Remove a directory of this user that no process has locked, and whose maker is dead if it matters."""
+def _remove_dead(path: str, maker: re.Match[str], own: bool, keep: Callable[[str], bool] | None) -> bool:
     try:
         fd = os.open(path, _DIRECTORY)
     except OSError:
         return False
     try:
         status = os.fstat(fd)
-        if status.st_uid != os.geteuid() or not _lock(fd):
+        if status.st_uid != os.geteuid() or _alive(maker, status, own):
             return False
-        if maker is not None and not _maker_dead(maker, status):
-            return False
-        # Its maker may have given it the final name before the lock was free.
-        if not _is_at(path, fd):
+        # Its maker may have given it the final name while it still lived.
+        if not _is_at(path, fd) or (keep is not None and keep(path)):
             return False
         empty_directory(fd)
         os.rmdir(path)
@@ -131,24 +162,11 @@ def _remove_unlocked(path: str, maker: re.Match[str] | None) -> bool:
     return True
 
 
-def _maker_dead(match: re.Match[str], status: os.stat_result) -> bool:
-    node, boot, pid = match.group(1), match.group(2), int(match.group(3))
-    age = time.time() - status.st_mtime
-    if boot == _boot():
-        return age > YOUNG_SECONDS or not _alive(pid)
-    return node == _node() or age > FOREIGN_SECONDS
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def sweep_garbage(directory: str) -> int:
-    """Remove what this user threw away and no living process is removing; returns how many."""
-    return sum(_remove_unlocked(f"{directory}/{name}", None) for name in os.listdir(directory))
+def _alive(maker: re.Match[str], status: os.stat_result, own: bool) -> bool:
+    node, boot, namespace, pid, started = maker.group(1, 2, 3, 4, 5)
+    if boot != _boot() and node == _node():
+        return False  # this node, before it was booted again
+    if boot == _boot() and int(namespace) == _pid_namespace():
+        mine = int(pid) == os.getpid()
+        return not (own and mine) and _started(int(pid)) == int(started)
+    return time.time() - status.st_mtime < FOREIGN_SECONDS

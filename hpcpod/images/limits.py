@@ -7,7 +7,8 @@ has.  All are counted while streaming: work stops at the limit, not after it.
 
 from __future__ import annotations
 
-from hpcpod.frozen import frozen
+from hpcpod.errors import UsageError
+from hpcpod.frozen import frozen, replace
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -53,3 +54,16 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def configured(changes: tuple[tuple[str, int], ...]) -> Limits:
+    """The limits with the fields that a site changed ([limits] of hpcpod.toml).  Raises UsageError."""
+    if not changes:
+        return DEFAULT_LIMITS
+    for name, _ in changes:
+        if name not in Limits.__match_args__:
+            raise UsageError(
+                f"configuration: [limits] {name}: unknown",
+                hint=f"limits are: {', '.join(Limits.__match_args__)}",
+            )
+    return replace(DEFAULT_LIMITS, **dict(changes))

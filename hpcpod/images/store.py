@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store of unpacked images: content-addressed, one per user, on a disk of the node.
+"""The stores of images: content-addressed, on a disk of the node.
 
     STORE/version                   format of the store
     STORE/images/sha256-HEX/        one image, whole or not there at all
         rootfs/                     the tree
         manifest.json config.json   the documents as they were verified
+        facts.json                  what planning needs from inside (summary.py)
         meta.json                   what is known about it, written by this program
+        pinned                      there when it is never to be collected
+    STORE/images/sha256-HEX.squashfs/   the same image packed: rootfs.squashfs instead of rootfs/
+    STORE/images/sha256-HEX.erofs/      rootfs.erofs
     STORE/tmp/                      images in the making (embryo.py)
     STORE/garbage/                  images being removed
 
 An image appears by one rename, so readers need no lock and two nodes may share a store.  Locks, in the
 run-time directory, only keep two processes of a node from doing the same work twice.
 
-This module is what a start with the image present needs; making an image present is fetch.py's.
+There are two: the site's, which root fills and all users read, and the user's own.  This module is what a
+start with the image present needs; making an image present is fetch.py's and site.py's.
 """
 
 from __future__ import annotations
@@ -20,24 +25,30 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from hpcpod.config import runtime_directory, store_directory
 from hpcpod.errors import ImageInvalid, StoreFull, StoreUnusable
 from hpcpod.frozen import frozen
-from hpcpod.images.layout import open_layout
+from hpcpod.images.forms import entry_name, parse_entry
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
 from hpcpod.images.manifest import parse_config
 from hpcpod.images.platforms import platform_of
 from hpcpod.images.reference import parse_reference
-from hpcpod.images.resolve import check_platform, find_manifest
+from hpcpod.images.source import open_source
+from hpcpod.images.summary import from_json
 from hpcpod.log import Progress, Silent
-from hpcpod.model import FileStamp, Phase, Platform, VerifiedImage
+from hpcpod.model import FileStamp, Form, FuseImage, Phase, Platform, Rootfs, Tree, VerifiedImage
+from hpcpod.settings import Settings, read_settings
 
 VERSION = 1
-ROOTFS, CONFIG, MANIFEST, META = "rootfs", "config.json", "manifest.json", "meta.json"
+ROOTFS, CONFIG, MANIFEST, META, FACTS = "rootfs", "config.json", "manifest.json", "meta.json", "facts.json"
+PINNED = "pinned"
 _META_MAX = 1 << 20
+_FACTS_MAX = 16 << 20
 _VERSION_MAX = 64
 
 
@@ -46,6 +57,8 @@ class StoredImage:
     """What meta.json says about an image in the store.
 
     size: bytes of its layers, uncompressed.  when: seconds since 1970.  skipped: devices and FIFOs left out.
+    form: of this entry; why: it was chosen.  disk: bytes that the entry takes.  sha256: of the packed file,
+    hexadecimal, empty for a directory; seconds: how long it took to make.
     """
 
     digest: str
@@ -55,56 +68,144 @@ class StoredImage:
     entries: int
     skipped: int
     when: int
+    form: str = Form.DIRECTORY.value
+    why: str = ""
+    disk: int = 0
+    sha256: str = ""
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Of the entry."""
+        return entry_name(self.digest, Form(self.form))
 
 
 class Store:
-    """The directories of one user's store.  Made by open_store()."""
+    """The directories of a store.  Made by open_store() and open_site().
 
-    def __init__(self, directory: str) -> None:
+    run: of the site's store, its run-time directory; empty for a user's own.
+    """
+
+    def __init__(self, directory: str, run: str = "") -> None:
         self.directory = directory
+        self.run = run
         self.images = f"{directory}/images"
         self.tmp = f"{directory}/tmp"
         self.garbage = f"{directory}/garbage"
 
-    def path(self, digest: str) -> str:
-        """Where the image of this manifest digest is, or would be."""
-        return f"{self.images}/{digest.replace(':', '-', 1)}"
+    @property
+    def site(self) -> bool:
+        """Whether it is the site's."""
+        return bool(self.run)
 
-    def stored(self, digest: str) -> StoredImage | None:
+    def path(self, digest: str, form: Form = Form.DIRECTORY) -> str:
+        """Where the image of this manifest digest is, or would be."""
+        return f"{self.images}/{entry_name(digest, form)}"
+
+    def content(self, digest: str, form: Form = Form.DIRECTORY) -> str:
+        """Where its tree is, or the file that holds it."""
+        suffix = "" if form is Form.DIRECTORY else f".{form.value}"
+        return f"{self.path(digest, form)}/{ROOTFS}{suffix}"
+
+    def mount_point(self, digest: str, form: Form) -> str:
+        """Where root mounts a packed image of the site's store."""
+        return f"{self.run}/mounts/{entry_name(digest, form)}"
+
+    def stored(self, digest: str, form: Form = Form.DIRECTORY) -> StoredImage | None:
         """What is known about an image; None when it is not there, or damaged."""
-        path = self.path(digest)
         try:
-            fields = json.loads(_read(f"{path}/{META}", _META_MAX))
+            fields = json.loads(_read(f"{self.path(digest, form)}/{META}", _META_MAX))
             meta = StoredImage(**{name: fields[name] for name in StoredImage.__match_args__})
-            os.stat(f"{path}/{ROOTFS}")
+            os.stat(self.content(digest, form))
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return meta if meta.digest == digest else None
+        return meta if meta.digest == digest and meta.form == form.value else None
 
-    def find(self, digest: str, reference: str, limits: Limits) -> VerifiedImage | None:
-        """An image of the store; None when it is not there, or damaged."""
-        path = self.path(digest)
-        meta = self.stored(digest)
-        if meta is None:
-            return None
+    def find(
+        self, digest: str, reference: str, limits: Limits, wanted: Form | None = None
+    ) -> VerifiedImage | None:
+        """An image of the store that can be used as it is; None when there is none, or only a damaged one.
+
+        wanted: the only form to look for; None for any.
+        """
+        for form in Form if wanted is None else (wanted,):
+            meta = self.stored(digest, form)
+            rootfs = self._rootfs(meta) if meta else None
+            found = self._verified(digest, form, reference, limits, rootfs) if rootfs else None
+            if found is not None:
+                return found
+        return None
+
+    def _verified(
+        self, digest: str, form: Form, reference: str, limits: Limits, rootfs: Rootfs
+    ) -> VerifiedImage | None:
+        path = self.path(digest, form)
         try:
             raw = _read(f"{path}/{CONFIG}", limits.json_bytes + 1)
             document = parse_config(raw, f"{path}/{CONFIG}", limits)
-        except (OSError, ImageInvalid):
+            inside = from_json(_read(f"{path}/{FACTS}", _FACTS_MAX))
+        except (OSError, ImageInvalid, ValueError, KeyError, TypeError):
             return None
         return VerifiedImage(
             reference=reference,
             digest=digest,
-            rootfs=f"{path}/{ROOTFS}",
+            rootfs=rootfs,
             platform=document.platform,
             config=document.config,
+            inside=inside,
         )
+
+    def is_whole(self, name: str, limits: Limits) -> bool:
+        """Whether the entry of this name is there and all its documents can be read."""
+        parsed = parse_entry(name)
+        if parsed is None or self.stored(*parsed) is None:
+            return False
+        return self._verified(*parsed, "", limits, Tree(self.content(*parsed))) is not None
+
+    def _rootfs(self, meta: StoredImage) -> Rootfs | None:
+        """How a pod gets at the image; None where that needs what is not here (root's mount, a program)."""
+        form = Form(meta.form)
+        content = self.content(meta.digest, form)
+        if form is Form.DIRECTORY:
+            return Tree(content)
+        if self.site and is_mounted(self.mount_point(meta.digest, form)):
+            return Tree(self.mount_point(meta.digest, form))
+        if form is Form.EROFS:
+            return None
+        from hpcpod.images.tools import squashfuse
+
+        server = squashfuse()
+        return FuseImage(content, meta.name, server) if server else None
 
     def all(self) -> tuple[StoredImage, ...]:
         """All whole images, newest first."""
-        digests = (name.replace("-", ":", 1) for name in os.listdir(self.images))
-        found = (self.stored(digest) for digest in digests)
-        return tuple(sorted((meta for meta in found if meta), key=lambda meta: (-meta.when, meta.digest)))
+        entries = filter(None, map(parse_entry, os.listdir(self.images)))
+        found = (self.stored(digest, form) for digest, form in entries)
+        return tuple(sorted((meta for meta in found if meta), key=lambda meta: (-meta.when, meta.name)))
+
+    def tidy(self) -> None:
+        """Remove what killed processes left.  Trouble with it is not this command's: the next tries again."""
+        from hpcpod.images import embryo
+        from hpcpod.images.usage import is_root_of_pod
+
+        with suppress(OSError):
+            embryo.sweep(self.tmp)
+        with suppress(OSError):
+            embryo.sweep(self.garbage, own=True, keep=is_root_of_pod)
+
+    def dispose(self, path: str) -> None:
+        """Delete a directory that was moved to the garbage.  Raises OSError."""
+        from hpcpod.images.tree import remove_tree
+
+        remove_tree(path)
+
+
+def is_mounted(path: str) -> bool:
+    """Whether something is mounted on this directory of the site's run-time directory."""
+    try:
+        return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+    except OSError:
+        return False
 
 
 def _read(path: str, longest: int) -> bytes:
@@ -118,10 +219,32 @@ def _read(path: str, longest: int) -> bytes:
 def open_store(environment: Mapping[str, str], uid: int) -> Store:
     """The user's store, made where missing.  Raises StoreUnusable."""
     store = Store(store_directory(environment, uid))
+    if not check_version(store):
+        make_store(store)
+    return store
+
+
+def open_site(settings: Settings) -> Store | None:
+    """The site's store, for reading; None where there is none, or one that others than root could change."""
+    store = Store(settings.site, settings.site_run)
+    try:
+        safe = settings.site and all(map(_only_root_writes, (store.directory, store.images)))
+        return store if safe and check_version(store) else None
+    except OSError:
+        return None
+
+
+def _only_root_writes(path: str) -> bool:
+    status = os.lstat(path)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and not status.st_mode & 0o022
+
+
+def check_version(store: Store) -> bool:
+    """Whether the store is there.  Raises StoreUnusable for one that this program cannot read."""
     try:
         version = _read(f"{store.directory}/version", _VERSION_MAX)
     except FileNotFoundError:
-        version = _make(store)
+        return False
     except OSError as error:
         raise StoreUnusable(
             f"image store {store.directory}: {os.strerror(error.errno or 0).lower()}"
@@ -131,30 +254,31 @@ def open_store(environment: Mapping[str, str], uid: int) -> Store:
             f"image store {store.directory}: version {version[:20]!r}, this program reads {VERSION}",
             hint="a newer hpcpod made it; choose another with HPCPOD_STORE",
         )
-    return store
+    return True
 
 
-def _make(store: Store) -> bytes:
-    """Make the directories, then the version file, which says that they are there."""
-    text = b"%d\n" % VERSION
-    temporary = f"{store.directory}/version.{os.getpid()}-{os.urandom(6).hex()}"
+def make_store(store: Store, mode: int = 0o700) -> None:
+    """Make the directories, then the version file, which says that they are there.  Raises StoreUnusable."""
+    from hpcpod.images.embryo import make_embryo
+
     try:
         for path in (store.images, store.tmp, store.garbage):
-            os.makedirs(path, 0o700, exist_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.makedirs(path, mode, exist_ok=True)
+        embryo = make_embryo(store.tmp)  # what a killed process leaves is swept from there
+        fd = os.open("version", os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o644, dir_fd=embryo.fd)
         try:
-            os.write(fd, text)
+            os.write(fd, b"%d\n" % VERSION)
             os.fsync(fd)
         finally:
             os.close(fd)
-        os.rename(temporary, f"{store.directory}/version")
+        os.rename(f"{embryo.path}/version", f"{store.directory}/version")
+        embryo.discard()
     except OSError as error:
         kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnusable
         raise kind(
             f"image store {store.directory}: cannot be made: {os.strerror(error.errno or 0).lower()}",
             hint="choose another with HPCPOD_STORE, on a disk of this node",
         ) from None
-    return text
 
 
 def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by name
@@ -165,8 +289,12 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
     platform: Platform | None = None,
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
+    settings: Settings | None = None,
+    form: Form | None = None,
 ) -> tuple[VerifiedImage, tuple[Phase, ...], tuple[FileStamp, ...]]:
-    """The image that a reference names, in the user's store; fetched, verified and unpacked if it is not yet.
+    """The image that a reference names, from the site's store or the user's own.
+
+    One that is in neither is fetched, verified and unpacked into the user's.  form: the only one to take.
 
     Returns the image, how long each phase took (``resolve``, ``verify``, and where they happened ``wait`` for
     another process that does the work, and ``unpack``), and the identity of the files that the answer
@@ -175,29 +303,35 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
     start = time.time_ns()
     parsed = parse_reference(reference)
     wanted = platform or platform_of(os.uname().machine)
-    with open_layout(parsed, limits) as layout:
-        descriptor = find_manifest(layout, parsed, wanted, limits)
-        stamps = (layout.stamp,)
-        store = open_store(environment, uid)
+    settings = settings or read_settings(environment)
+    with open_source(parsed, limits) as source:
+        digest = source.find(wanted)
+        stamps = (source.stamp, *([settings.stamp] if settings.stamp else []))
+        site = open_site(settings)
         resolved = time.time_ns()
-        image = store.find(descriptor.digest, reference, limits)
+        image = site.find(digest, reference, limits, form) if site else None
+        if image is None:
+            store = open_store(environment, uid)
+            image = store.find(digest, reference, limits, form)
         if image is not None:
-            check_platform(layout, image.platform, wanted)
+            source.check_platform(image.platform, wanted)
             phases = (Phase("resolve", start, resolved), Phase("verify", resolved, time.time_ns()))
             return image, phases, stamps
         from hpcpod.images.fetch import Order, fetch
 
         locks = f"{runtime_directory(environment, uid)}/locks"
-        order = Order(reference, wanted, limits, progress or Silent(), locks)
-        image, later = fetch(store, layout, descriptor, order)
+        order = Order(reference, wanted, limits, progress or Silent(), locks, settings, form)
+        image, later = fetch(store, source, digest, order)
     return image, (Phase("resolve", start, resolved), *later), stamps
 
 
 def sweep(directory: str) -> int:
     """Remove what killed processes left in a store; returns how many things.  Raises OSError."""
     from hpcpod.images import embryo
+    from hpcpod.images.usage import is_root_of_pod
 
     store = Store(directory)
     if not os.path.isdir(store.tmp):
         return 0
-    return embryo.sweep(store.tmp) + embryo.sweep_garbage(store.garbage)
+    removed = embryo.sweep(store.tmp)
+    return removed + embryo.sweep(store.garbage, own=True, keep=is_root_of_pod)

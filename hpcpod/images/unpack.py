@@ -33,24 +33,34 @@ _NODE = (
 
 @frozen
 class Unpacked:
-    """What came out.  size: bytes of all layers, uncompressed.  skipped: devices and FIFOs left out."""
+    """What came out.  size: bytes of all layers, uncompressed.  skipped: devices and FIFOs left out.
+
+    disk: bytes that the tree takes on a disk of 4-KiB blocks, at most.
+    """
 
     size: int
     entries: int
     skipped: int
+    disk: int = 0
 
 
-def unpack_layers(
-    layout: OpenLayout, image: Documents, directory: str, limits: Limits, progress: Progress
+def unpack_layers(  # noqa: PLR0913, PLR0917 - what, where, and how
+    layout: OpenLayout,
+    image: Documents,
+    directory: str,
+    limits: Limits,
+    progress: Progress,
+    readable: int = 0,
 ) -> Unpacked:
     """Fill the empty directory with the image's tree; every byte is verified when this returns.
 
-    On an error the directory holds part of a tree: the caller removes it.  Raises ImageInvalid and its
-    kinds, StoreFull, StoreUnusable.
+    readable: permission to read that every file gets, 0o444 for everybody's (apply.py).  On an error the
+    directory holds part of a tree: the caller removes it.  Raises ImageInvalid and its kinds, StoreFull,
+    StoreUnusable.
     """
     check_space(directory, sum(layer.blob.size for layer in image.layers))
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    applier = Applier(root, limits)
+    applier = Applier(root, limits, readable)
     work = _Work(layout, image, applier, Budget(limits), limits, progress)
     progress.begin("unpacking", sum(layer.blob.size for layer in image.layers))
     try:
@@ -63,7 +73,7 @@ def unpack_layers(
         progress.end()
         applier.close()
         os.close(root)
-    return Unpacked(work.budget.used, applier.entries, applier.skipped)
+    return Unpacked(work.budget.used, applier.entries, applier.skipped, applier.disk)
 
 
 @frozen

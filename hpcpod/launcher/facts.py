@@ -9,15 +9,11 @@ import pwd
 import sys
 from collections.abc import Mapping
 
-from hpcpod.images import mpi_scan
-from hpcpod.images.inside import Inside
 from hpcpod.images.layout import stamp_of
-from hpcpod.launcher.plan import ImageFacts, NodePaths, UserFacts
-from hpcpod.model import FileStamp, StepContext, VerifiedImage
+from hpcpod.launcher.plan import NodePaths, UserFacts
+from hpcpod.model import FileStamp, StepContext
 from hpcpod.scheduler_plugins.slurm import pmix
 
-_ACCOUNTS_MAX = 1 << 20
-"""Bytes read of an image's passwd and group files."""
 _CONFIGURATION_MAX = 1 << 20
 """Characters read of a scheduler's configuration file."""
 
@@ -49,29 +45,6 @@ def user_facts(environment: Mapping[str, str]) -> UserFacts:
         shell=shell or "/bin/sh",
         groups=tuple((number, _group_name(number)) for number in groups),
     )
-
-
-def image_facts(image: VerifiedImage, *, local_launch: bool) -> ImageFacts:
-    """What the unpacked image holds.  local_launch: whether an mpiexec is wanted."""
-    environment = dict(image.config.env)
-    search = tuple(
-        path
-        for name in ("PATH", "LD_LIBRARY_PATH")
-        for path in environment.get(name, "").split(":")
-        if path.startswith("/")
-    )
-    inside = Inside(image.rootfs)
-    libraries = mpi_scan.find_mpi(image.rootfs, search)
-    return ImageFacts(
-        passwd=_text(inside, "/etc/passwd"),
-        group=_text(inside, "/etc/group"),
-        mpi=libraries,
-        mpiexec=mpi_scan.find_mpiexec(image.rootfs, libraries, search) if local_launch else (),
-    )
-
-
-def _text(inside: Inside, path: str) -> str:
-    return os.fsdecode(inside.read(path, _ACCOUNTS_MAX) or b"").replace("\0", "")
 
 
 def _configuration(path: str) -> str:

@@ -82,6 +82,12 @@ RUN_OPTIONS: tuple[Option, ...] = (
         metavar="OS/ARCH[/VARIANT]",
     ),
     Option(
+        "rootfs",
+        "Form of the image in the store: dir, squashfs, erofs (the site's store only), or auto: what is "
+        "there, else what suits the node. Default: auto.",
+        metavar="FORM",
+    ),
+    Option(
         "preserve-fds",
         "Keep N descriptors beyond stdio open in the program: 3, 4, … (PMI's own is always kept).",
         metavar="N",

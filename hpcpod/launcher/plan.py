@@ -14,9 +14,8 @@ from hpcpod.model import (
     EnvSet,
     FileStamp,
     GeneratedFile,
+    ImageFacts,
     Mount,
-    Mpiexec,
-    MpiLibrary,
     MpiUse,
     NodePlan,
     PodPlan,
@@ -41,16 +40,6 @@ class UserFacts:
     home: str | None
     shell: str
     groups: tuple[tuple[int, str], ...]
-
-
-@frozen
-class ImageFacts:
-    """What planning needs from inside the image.  passwd, group: text of those files, empty if absent."""
-
-    passwd: str
-    group: str
-    mpi: tuple[MpiLibrary, ...]
-    mpiexec: tuple[Mpiexec, ...]
 
 
 @frozen

@@ -13,14 +13,16 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from hpcpod import config
+from hpcpod import config, settings
 from hpcpod.errors import StoreFull, StoreUnusable, UsageError, as_hpcpod_error
 from hpcpod.images import store
+from hpcpod.images.forms import parse_form
+from hpcpod.images.limits import configured
 from hpcpod.images.platforms import parse_platform
 from hpcpod.isolation import seccomp
 from hpcpod.launcher import events, facts, signals, sweep
 from hpcpod.launcher.plan import Facts, make_plan
-from hpcpod.launcher.record import record_bytes
+from hpcpod.launcher.record import record_bytes, rootfs_path
 from hpcpod.launcher.request import RunRequest, parse_request
 from hpcpod.log import StderrProgress, shown
 from hpcpod.model import NodePlan, Phase, StepContext
@@ -39,19 +41,23 @@ def plan_node(
         )
     runtime = config.runtime_directory(environment, uid)
     progress = StderrProgress()
+    site = settings.read_settings(environment)
     image, phases, guards = store.ensure(
         reference,
         environment=environment,
         uid=uid,
         platform=parse_platform(request.platform) if request.platform else None,
+        limits=configured(site.limits),
         progress=progress,
+        settings=site,
+        form=parse_form(request.rootfs, "option --rootfs"),
     )
     if request.debug:
         _tell(progress, phases)
     start = time.time_ns()
     known = Facts(
         user=facts.user_facts(environment),
-        inside=facts.image_facts(image, local_launch=request.ntasks is not None),
+        inside=image.inside,
         context=context,
         paths=facts.node_paths(runtime, context),
         guards=guards,
@@ -103,7 +109,7 @@ def prepare(record: str, scope: str, words: Sequence[str], environment: Mapping[
     request, rest = parse_request(words, environment)
     context = recognise(environment, cwd=_working_directory(), node=os.uname().nodename)
     plan, phases = plan_node(request, rest[0], environment, context)
-    write_record(record, record_bytes(plan, facts.stamp(plan.image.rootfs)))
+    write_record(record, record_bytes(plan, facts.stamp(rootfs_path(plan.image.rootfs))))
     if request.debug:
         StderrProgress().note(f"record {shown(record)}")
     runtime = config.runtime_directory(environment, os.getuid())

@@ -18,12 +18,15 @@ from hpcpod.model import (
     EnvSet,
     EnvUnset,
     FileStamp,
+    FuseImage,
     GeneratedFile,
     Mount,
     NodePlan,
     RankPlan,
+    Rootfs,
     Shield,
     Tmpfs,
+    Tree,
 )
 
 TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
@@ -96,15 +99,37 @@ def _rank(rank: RankPlan) -> Words:
     return words
 
 
+def rootfs_path(rootfs: Rootfs) -> str:
+    """The file or directory whose identity the record holds."""
+    match rootfs:
+        case Tree():
+            return rootfs.path
+        case FuseImage():
+            return rootfs.file
+        case _:
+            _assert_never(rootfs)
+
+
+def _root(rootfs: Rootfs, stamp: FileStamp) -> Words:
+    identity = [stamp.path, str(stamp.dev), str(stamp.ino)]
+    match rootfs:
+        case Tree():
+            return ["rootfs", *identity]
+        case FuseImage():
+            return ["fuse", *identity, rootfs.name, rootfs.server]
+        case _:
+            _assert_never(rootfs)
+
+
 def record_bytes(plan: NodePlan, rootfs: FileStamp) -> bytes:
-    """The record of this plan.  rootfs: stamp of the unpacked tree's top directory.
+    """The record of this plan.  rootfs: stamp of what rootfs_path() names.
 
     Raises ImageInvalid when a word holds a NUL (only an image's configuration could bring one).
     """
     words: Words = ["hpcpod-record", VERSION, "reference", plan.image.reference, "digest", plan.image.digest]
     for stamp in plan.guards:
         words += _guard(stamp)
-    words += ["rootfs", rootfs.path, str(rootfs.dev), str(rootfs.ino)]
+    words += _root(plan.pod.rootfs, rootfs)
     if plan.pod.writable is not None:
         words += ["writable", str(plan.pod.writable)]
     for mount in plan.pod.mounts:

@@ -9,10 +9,12 @@ from hpcpod.errors import UsageError
 from hpcpod.frozen import frozen
 from hpcpod.launcher import mpi
 from hpcpod.launcher.options import RUN_OPTIONS, Option
+from hpcpod.sizes import is_number, parse_size
 
 REQUEST_VARIABLES: tuple[str, ...] = (
     "HOME",
     "USER",
+    "HPCPOD_CONFIG",
     "HPCPOD_STORE",
     "HPCPOD_RUNTIME",
     "HPCPOD_BIND",
@@ -21,15 +23,10 @@ REQUEST_VARIABLES: tuple[str, ...] = (
 )
 """Variables that a plan depends on; native/request.c hashes the same names into the plan's name."""
 
-WRITABLE_DEFAULT = 256 << 20
+ROOTFS = ("auto", "dir", "squashfs", "erofs")
+"""Forms of an image that may be asked for."""
 
-_DIGITS_MAX = 12
-_PREFIXES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_UNITS = {
-    prefix + suffix: size
-    for prefix, size in _PREFIXES.items()
-    for suffix in (("", "b", "i", "ib") if prefix else ("", "b"))
-}
+WRITABLE_DEFAULT = 256 << 20
 
 
 @frozen
@@ -38,6 +35,7 @@ class RunRequest:
 
     binds, env: the words as given, in order.  writable, shm_size: bytes; writable None for a read-only root,
     shm_size 0 for the kernel's default.  mpi: auto, pmi2, pmix or none.
+    rootfs: auto, dir, squashfs or erofs.
     """
 
     binds: tuple[str, ...] = ()
@@ -50,23 +48,9 @@ class RunRequest:
     shm_size: int = 0
     seccomp: bool = True
     platform: str | None = None
+    rootfs: str = "auto"
     preserve_fds: int = 0
     debug: bool = False
-
-
-def _is_number(text: str) -> bool:
-    """Whether these are decimal digits, not too many for the kernel."""
-    return text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX
-
-
-def parse_size(text: str, what: str) -> int:
-    """Bytes in a size such as 64M, 2g or 1GiB (always powers of 1024).  Raises UsageError."""
-    number = text.rstrip("kKmMgGtTiIbB")
-    unit = text[len(number) :].lower()
-    factor = _UNITS.get(unit)
-    if factor is None or not _is_number(number):
-        raise UsageError(f"{what} {text}: not a size", hint="a number with K, M, G or T, such as 512M")
-    return int(number) * factor
 
 
 def _unknown(word: str, options: Sequence[Option]) -> UsageError:
@@ -117,7 +101,7 @@ def split_words(
 
 
 def _positive(text: str, what: str) -> int:
-    if not _is_number(text) or int(text) < 1:
+    if not is_number(text) or int(text) < 1:
         raise UsageError(f"{what} {text}: not a positive number")
     return int(text)
 
@@ -160,6 +144,7 @@ def parse_request(
         shm_size=parse_size(shm, "option --shm-size") if shm else 0,
         seccomp=_choice(last("seccomp") or "default", "seccomp", ("default", "none")) == "default",
         platform=last("platform"),
+        rootfs=_choice(last("rootfs") or "auto", "rootfs", ROOTFS),
         preserve_fds=_positive(preserve, "option --preserve-fds") if preserve else 0,
         debug="debug" in values,
     )

@@ -7,15 +7,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from hpcpod.images import embryo, upkeep
+from hpcpod.images import embryo, removal, usage
 from hpcpod.images.destination import PREFIX
-from hpcpod.images.store import Store, sweep
+from hpcpod.images.store import Store, StoredImage, sweep
 from hpcpod.images.tree import _open_directory, remove_tree
 from tests.conftest import PACKAGES, Account
 from tests.testbed.layouts import digest, file, image, write_layout
@@ -101,7 +102,9 @@ def test_an_image_that_a_pod_took_just_before_goes_back(user: Account, how: str)
     name = Path(rootfs).parent.name.replace("-", ":", 1)
 
     def work() -> None:
-        upkeep.take_out(store, name)
+        image = store.stored(name)
+        assert image is not None
+        removal.take_out(store, image)
 
     with mounted(user, rootfs, how):
         assert call_as(user.uid, work).slug == "image-in-use"
@@ -114,12 +117,13 @@ def test_an_image_that_a_pod_took_just_before_goes_back(user: Account, how: str)
 
 def test_in_use_looks_at_names_as_wholes(user: Account) -> None:
     store = Store(str(user.store))
-    assert upkeep.in_use(f"{store.path(digest(b''))}/rootfs") is None
+    image = StoredImage(digest(b""), "", "", 0, 0, 0, 0)
+    assert usage.user_of(store, image, usage.read_mounts()) is None
 
 
 # --------------------------------------------------------------------------- sweeps
 
-DEAD = f"{os.uname().nodename}-0123456789ab-3999999-ab12"
+DEAD = f"{embryo.unique_name().partition('-')[0]}-0123456789ab-4026531836-3999999-77-ab12"
 
 
 def planted(path: Path, uid: int) -> Path:
@@ -167,12 +171,47 @@ def test_what_has_its_final_name_is_not_swept_nor_discarded(tmp_path: Path) -> N
     assert (tmp_path / "final" / "f").exists()
 
 
-def test_locked_garbage_is_not_swept(tmp_path: Path) -> None:
+def test_garbage_of_a_living_process_is_not_swept(tmp_path: Path) -> None:
     """An image that is being removed may go back to its place."""
-    held = embryo.make_embryo(str(tmp_path))
-    assert embryo.sweep_garbage(str(tmp_path)) == 0
-    held.release()
-    assert embryo.sweep_garbage(str(tmp_path)) == 1
+    embryo.make_embryo(str(tmp_path)).release()
+    assert call_as(os.geteuid(), lambda: embryo.sweep(str(tmp_path), own=True)).value == 0
+    assert embryo.sweep(str(tmp_path)) == 0
+    assert embryo.sweep(str(tmp_path), own=True) == 1
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize("field", ["node", "pid namespace"])
+def test_whose_maker_cannot_be_asked_after_is_dead_when_it_is_old(tmp_path: Path, field: str) -> None:
+    """Another node's, or one of another pid namespace: it says that it is alive by the time of change."""
+    node, boot, namespace, *rest = embryo.unique_name().split("-")
+    name = {
+        "node": ["elsewhere", "0123456789ab", namespace, *rest],
+        "pid namespace": [node, boot, "1", *rest],
+    }[field]
+    path = tmp_path / "-".join(name)
+    path.mkdir()
+    assert embryo.sweep(str(tmp_path)) == 0
+    age(path, embryo.FOREIGN_SECONDS + 60)
+    assert embryo.sweep(str(tmp_path)) == 1
+
+
+def test_a_pid_that_was_used_again_is_another_process(tmp_path: Path) -> None:
+    *name, started, random = embryo.unique_name().split("-")
+    (tmp_path / "-".join([*name, str(int(started) - 1), random])).mkdir()
+    assert embryo.sweep(str(tmp_path)) == 1
+
+
+def test_makers_say_that_they_are_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embryo, "BEAT_SECONDS", 0.0)
+    made = embryo.make_embryo(str(tmp_path))
+    age(Path(made.path), 1000)
+    made.beat()
+    assert time.time() - Path(made.path).stat().st_mtime < 500
+    made.release()
 
 
 def test_removing_follows_no_link(tmp_path: Path) -> None:

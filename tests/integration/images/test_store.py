@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from hpcpod.images.store import VERSION, ensure
+from hpcpod.launcher.record import rootfs_path
 from hpcpod.model import Platform
 from tests.conftest import PACKAGES, Account
 from tests.testbed.layouts import (
@@ -51,7 +52,7 @@ def pull(place: Place, reference: str, platform: Platform = AMD64) -> Any:
         )
         return {
             "digest": found.digest,
-            "rootfs": found.rootfs,
+            "rootfs": rootfs_path(found.rootfs),
             "env": found.config.env,
             "cmd": found.config.cmd,
             "phases": [phase.name for phase in phases],
@@ -79,7 +80,8 @@ def test_first_and_second_time(place: Place) -> None:
     assert second == first | {"phases": ["resolve", "verify"]}
     store = place.account.store
     entry = Path(first["rootfs"]).parent
-    assert {path.name for path in entry.iterdir()} == {"rootfs", "config.json", "manifest.json", "meta.json"}
+    documents = {"config.json", "facts.json", "manifest.json", "meta.json"}
+    assert {path.name for path in entry.iterdir()} == {"rootfs", *documents}
     assert digest((entry / "manifest.json").read_bytes()) == first["digest"]
     assert (store / "version").read_text() == f"{VERSION}\n"
     assert leftovers(store) == []
@@ -201,7 +203,7 @@ from hpcpod.images.platforms import parse_platform
 from hpcpod.images.store import ensure
 platform = parse_platform("linux/amd64")
 found, phases, _ = ensure(sys.argv[1], environment=os.environ, uid=os.getuid(), platform=platform)
-print(json.dumps([found.rootfs, [phase.name for phase in phases]]))
+print(json.dumps([found.rootfs.path, [phase.name for phase in phases]]))
 """
 
 

@@ -31,6 +31,7 @@ from hpcpod.model import (
     PodPlan,
     RankPlan,
     Tmpfs,
+    Tree,
 )
 from tests.unit.launcher import records
 from tests.unit.launcher.worlds import ALONE, FACTS, GUARD, IMAGE, INSIDE_MPICH, ROOTFS, STEP, USER, plan
@@ -93,7 +94,7 @@ def test_a_nul_in_an_images_configuration_is_refused() -> None:
 
 def test_bytes_that_are_no_text_pass_unchanged() -> None:
     path = os.fsdecode(b"/caf\xe9/\xff")
-    record = record_bytes(replace(CASES["plain"], pod=PodPlan(path, None, (Bind(path, path),))), ROOTFS)
+    record = record_bytes(replace(CASES["plain"], pod=PodPlan(Tree(path), None, (Bind(path, path),))), ROOTFS)
     assert b"bind\0/caf\xe9/\xff\0/caf\xe9/\xff\0\0" in record
     assert records.mounts(record) == (Bind(path, path),)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from hpcpod.errors import UsageError
 from hpcpod.launcher.options import RUN_OPTIONS
-from hpcpod.launcher.request import RunRequest, parse_request, parse_size, split_words
+from hpcpod.launcher.request import RunRequest, parse_request, split_words
+from hpcpod.sizes import parse_size
 
 
 def request(*words: str, **variables: str) -> RunRequest:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from hpcpod.frozen import replace
-from hpcpod.launcher.plan import Facts, ImageFacts, NodePaths, UserFacts, make_plan
+from hpcpod.launcher.plan import Facts, NodePaths, UserFacts, make_plan
+from hpcpod.launcher.record import rootfs_path
 from hpcpod.launcher.request import parse_request
 from hpcpod.model import (
     FileStamp,
     ImageConfig,
+    ImageFacts,
     Mpiexec,
     MpiFamily,
     MpiLibrary,
@@ -16,6 +18,7 @@ from hpcpod.model import (
     Platform,
     PmiKind,
     StepContext,
+    Tree,
     VerifiedImage,
 )
 
@@ -33,7 +36,7 @@ USER = UserFacts(
 IMAGE = VerifiedImage(
     reference="oci:/images/app:latest",
     digest="sha256:" + "ab" * 32,
-    rootfs="/store/images/sha256-" + "ab" * 32 + "/rootfs",
+    rootfs=Tree("/store/images/sha256-" + "ab" * 32 + "/rootfs"),
     platform=Platform("linux", "amd64"),
     config=ImageConfig(
         env=(
@@ -63,7 +66,7 @@ STEP = StepContext(
     cwd="/home/alice",
 )  # fmt: skip
 GUARD = FileStamp("/images/app/index.json", 2049, 77, 510, 1700000000123456789, 1700000000223456789)
-ROOTFS = FileStamp(IMAGE.rootfs, 2049, 4242, 4096, 1700000001000000000, 1700000001000000000)
+ROOTFS = FileStamp(rootfs_path(IMAGE.rootfs), 2049, 4242, 4096, 1700000001000000000, 1700000001000000000)
 FACTS = Facts(
     user=USER, inside=INSIDE, context=ALONE,
     paths=NodePaths("/opt/hpcpod/bin/hpcpod", "/dev/shm/hpcpod-1001/events"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcpod.launcher.events import EventMalformed, PrepareEvent, RankEvent, append_prepare, parse_line
-from hpcpod.model import ImageConfig, Phase, Platform, StepContext, VerifiedImage
+from hpcpod.model import ImageConfig, Phase, Platform, StepContext, Tree, VerifiedImage
 from tests.unit.report.samples import MS, prepare_line, rank_line
 
 
@@ -33,7 +33,7 @@ def context(launcher: str = "slurm", node: str = "n0") -> StepContext:
     )
 
 
-IMAGE = VerifiedImage('oci:/im"age\n', "sha256:00", "/r", Platform("linux", "amd64"), ImageConfig())
+IMAGE = VerifiedImage('oci:/im"age\n', "sha256:00", Tree("/r"), Platform("linux", "amd64"), ImageConfig())
 PHASES = (Phase("resolve", 5, 7), Phase("plan", 7, 7))
 
 

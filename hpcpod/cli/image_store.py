@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``hpcpod image``, the store's side: gc, df, why, pin, unpin, mount and umount."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+
+import click
+
+from hpcpod.config import runtime_directory
+from hpcpod.errors import HpcpodError, UsageError
+from hpcpod.images import collect, mounts, usage
+from hpcpod.images.explain import explain
+from hpcpod.images.fetch import Order
+from hpcpod.images.limits import configured
+from hpcpod.images.platforms import platform_of
+from hpcpod.images.removal import remove_entry
+from hpcpod.images.site import SiteStore, open_for_root, pull
+from hpcpod.images.store import Store, StoredImage, open_site, open_store
+from hpcpod.images.upkeep import find_stored
+from hpcpod.images.upkeep import pin as pin_image
+from hpcpod.images.upkeep import unpin as unpin_image
+from hpcpod.launcher.sweep import sweep as sweep_runtime
+from hpcpod.log import StderrProgress, shown, size
+from hpcpod.model import Form
+from hpcpod.settings import read_settings
+
+_SITE = click.option("--site", is_flag=True, help="In the site's store, as root.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+_NAMES = click.argument("names", metavar="REF|DIGEST...", nargs=-1, required=True)
+
+
+def own_store() -> Store:
+    """The user's own store."""
+    return open_store(os.environ, os.getuid())
+
+
+def stores() -> list[Store]:
+    """The site's store, where there is one, and the user's own."""
+    site = open_site(read_settings(os.environ))
+    return [*([site] if site else []), own_store()]
+
+
+def chosen_store(site: bool) -> Store:
+    """The store that a command changes."""
+    return open_for_root(read_settings(os.environ)) if site else own_store()
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@click.command()
+@click.option("--all", "everything", is_flag=True, help="Remove every image that is not in use or pinned.")
+@_SITE
+def gc(everything: bool, site: bool) -> None:
+    """Remove what killed commands left, and images beyond the quota.
+
+    The images that were not used for longest go first; one that is in use or pinned never goes.
+    """
+    settings = read_settings(os.environ)
+    progress = StderrProgress()
+    store = chosen_store(site)
+    store.tidy()
+    if isinstance(store, SiteStore):
+        for name in mounts.sweep(store):
+            progress.note(f"unmounted {name}: nobody asks for it any more")
+    else:
+        sweep_runtime(runtime_directory(os.environ, os.getuid()))
+    removed = _remove_unused(store, progress) if everything else collect.enforce(store, settings, progress)
+    freed = size(sum(image.disk for image in removed))
+    click.echo(f"removed {len(removed)} images, {freed}" if removed else "no image had to go")
+
+
+def _remove_unused(store: Store, progress: StderrProgress) -> list[StoredImage]:
+    removed = []
+    for candidate in collect.candidates(store):
+        if candidate.kept:
+            progress.note(f"kept {candidate.image.name[:SHORT]}: {candidate.kept}")
+            continue
+        try:
+            remove_entry(store, candidate.image)
+        except HpcpodError as error:  # came into use meanwhile
+            progress.note(f"kept {candidate.image.name[:SHORT]}: {error.message}")
+        else:
+            removed.append(candidate.image)
+    return removed
+
+
+SHORT = 19
+"""Characters of a digest in tables: sha256: and 12 digits."""
+
+
+@click.command()
+@_JSON
+def df(as_json: bool) -> None:
+    """Show how full the stores are, and what keeps their images there."""
+    settings = read_settings(os.environ)
+    found = [(store, collect.limit_of(store, settings), collect.candidates(store)) for store in stores()]
+    if as_json:
+        click.echo(json.dumps([_df_json(*entry) for entry in found], indent=2))
+        return
+    for store, limit, images in found:
+        status = os.statvfs(store.directory)
+        held = sum(candidate.image.disk for candidate in images)
+        quota = f"quota {size(limit)} ({held / limit:.0%})" if limit else "no quota"
+        free = size(status.f_bavail * status.f_frsize)
+        kind = "site" if store.site else "user"
+        click.echo(
+            f"{kind} store {shown(store.directory)}: {size(held)} in {len(images)} images, {quota}, {free} free"
+        )
+        rows = [("  DIGEST", "FORM", "DISK", "LAST USED", "KEPT", "REFERENCE")]
+        for candidate in sorted(images, key=lambda c: c.used):
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(candidate.used))
+            image = candidate.image
+            row = (image.form, size(image.disk), when, candidate.kept or "-", shown(image.reference))
+            rows.append((f"  {image.digest[:SHORT]}", *row))
+        if images:
+            table(rows)
+
+
+def _df_json(store: Store, limit: int | None, images: list[collect.Candidate]) -> dict[str, object]:
+    status = os.statvfs(store.directory)
+    return {
+        "store": "site" if store.site else "user",
+        "directory": store.directory,
+        "disk": sum(candidate.image.disk for candidate in images),
+        "quota": limit,
+        "free": status.f_bavail * status.f_frsize,
+        "images": [
+            {**vars(c.image), "last_used": c.used, "kept": c.kept, "pinned": usage.is_pinned(store, c.image)}
+            for c in images
+        ],
+    }
+
+
+@click.command()
+@_JSON
+@click.argument("name", metavar="REF|DIGEST")
+def why(name: str, as_json: bool) -> None:
+    """Say why an image is in a store, or is not, in which form, and what would become of it."""
+    settings = read_settings(os.environ)
+    facts = explain(stores(), name, settings, configured(settings.limits))
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for fact in facts:
+        for key, value in fact.items():
+            click.echo(f"{key:<12}{shown(str(value)) or '-'}")
+        click.echo()
+
+
+@click.command()
+@_SITE
+@_NAMES
+def pin(names: tuple[str, ...], site: bool) -> None:
+    """Keep images from ever being collected."""
+    _each(names, site, pin_image)
+
+
+@click.command()
+@_SITE
+@_NAMES
+def unpin(names: tuple[str, ...], site: bool) -> None:
+    """Let images be collected again."""
+    _each(names, site, unpin_image)
+
+
+def _each(names: tuple[str, ...], site: bool, change: object) -> None:
+    store = chosen_store(site)
+    limits = configured(read_settings(os.environ).limits)
+    for image in dict.fromkeys(image for name in names for image in find_stored(store, name, limits)):
+        assert callable(change)
+        change(store, image)
+        click.echo(image.digest)
+
+
+_LEASE = click.option(
+    "--lease", metavar="NAME", default="manual", help="Who needs it, a job for example (default: manual)."
+)
+
+
+@click.command()
+@_LEASE
+@click.option("--rootfs", metavar="FORM", default="auto", help="dir, squashfs, erofs, or auto (default).")
+@click.argument("reference", metavar="REF")
+def mount(reference: str, lease: str, rootfs: str) -> None:
+    """Mount the image REF of the site's store for all users of this node, as root.
+
+    It is pulled if it is not there.  Prints where it is.  It stays mounted until every lease on it has been
+    released by umount.
+    """
+    from hpcpod.images.forms import parse_form
+
+    settings = read_settings(os.environ)
+    store = open_for_root(settings)
+    order = Order(
+        reference,
+        platform_of(os.uname().machine),
+        configured(settings.limits),
+        StderrProgress(),
+        store.locks,
+        settings,
+        parse_form(rootfs, "option --rootfs"),
+    )
+    image, _ = pull(store, order)
+    click.echo(mounts.mount(store, image, lease))
+
+
+@click.command()
+@_LEASE
+@click.option("--all", "everything", is_flag=True, help="Release the lease on every image.")
+@click.argument("name", metavar="[REF|DIGEST]", required=False)
+def umount(name: str | None, lease: str, everything: bool) -> None:
+    """Release a lease on an image; the last one unmounts it.
+
+    Pods that run from it are not disturbed.
+    """
+    if everything == bool(name):
+        raise UsageError("umount: an image or --all", hint="hpcpod image df shows the leases")
+    settings = read_settings(os.environ)
+    store = open_for_root(settings)
+    if name is None:
+        released = mounts.release(store, lease)
+    else:
+        found = find_stored(store, name, configured(settings.limits))
+        packed = [image for image in found if image.form != Form.DIRECTORY.value]
+        released = [entry for image in packed for entry in mounts.release(store, lease, image.name)]
+    for entry in released:
+        click.echo(entry)

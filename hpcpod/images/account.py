@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work that root hands to the store's own unprivileged account: whatever reads references and archives.
+
+Root makes directories and mounts, and moves what is finished.  A flaw in a parser is then worth no more than
+that account: it owns the directories of half-made images, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hpcpod import errors
+from hpcpod.errors import HpcpodError, StoreUnusable, as_hpcpod_error
+from hpcpod.frozen import frozen
+from hpcpod.kernel import die_with_parent, no_new_privileges
+
+_HIGHEST = 2**32 - 2
+
+
+@frozen
+class Account:
+    """Who unpacks into the site's store."""
+
+    uid: int
+    gid: int
+
+
+def find_account(name: str) -> Account:
+    """The account of this name or number.  Raises StoreUnusable."""
+    try:
+        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+        found = Account(entry.pw_uid, entry.pw_gid)
+    except (KeyError, OverflowError):
+        if not name.isdigit() or not 0 < int(name) <= _HIGHEST:
+            raise StoreUnusable(
+                f"site store: account {name}: not known on this node",
+                hint=f"useradd --system --no-create-home {name}, or another [site] account in hpcpod.toml",
+            ) from None
+        found = Account(int(name), int(name))
+    if found.uid == 0 or found.gid == 0:
+        raise StoreUnusable(
+            f"site store: account {name}: is root's",
+            hint="images are unpacked by an account without privileges",
+        )
+    return found
+
+
+@contextmanager
+def as_account(account: Account, work: Callable[[], object]) -> Iterator[object]:
+    """Run work() in a child that is the account for good; yields what it returned (as JSON knows it).
+
+    The child lives until the body ends: what it made is its own until then (embryo.py).  An HpcpodError is
+    raised here as it was there.
+    """
+    answer, child_answer = os.pipe2(os.O_CLOEXEC)
+    child_release, release = os.pipe2(os.O_CLOEXEC)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(answer)
+        os.close(release)
+        _child(account, work, child_answer, child_release)
+    os.close(child_answer)
+    os.close(child_release)
+    try:
+        with open(answer, "rb") as file:
+            raw = file.read()
+        yield _result(raw)
+    finally:
+        os.close(release)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def _child(account: Account, work: Callable[[], object], answer: int, release: int) -> None:
+    """Become the account, work, answer, and stay until the parent lets go.  Does not return."""
+    status = 1
+    try:
+        os.setgroups([])
+        os.setresgid(account.gid, account.gid, account.gid)
+        os.setresuid(account.uid, account.uid, account.uid)
+        no_new_privileges()
+        die_with_parent()  # after setresuid(2), which undoes it
+        os.umask(0o022)
+        os.chdir("/")
+        _write(answer, _answer(work))
+        os.read(release, 1)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _answer(work: Callable[[], object]) -> bytes:
+    try:
+        return json.dumps({"result": work()}).encode()
+    except Exception as error:
+        known = as_hpcpod_error(error)
+        return json.dumps({"slug": known.slug, "message": known.message, "hint": known.hint}).encode()
+
+
+def _write(fd: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(fd, content) :]
+    os.close(fd)
+
+
+def _result(raw: bytes) -> object:
+    try:
+        answer = json.loads(raw)
+    except ValueError:
+        raise HpcpodError("site store: the unpacking process ended without an answer") from None
+    if "result" in answer:
+        return answer["result"]
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HpcpodError)
+    ]
+    kind = next((kind for kind in kinds if kind.slug == answer["slug"]), HpcpodError)
+    raise kind(answer["message"], hint=answer["hint"])

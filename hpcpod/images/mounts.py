@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed images of the site's store, mounted by root: once per node and image, for all users and ranks.
+
+    RUN/mounts/NAME/          where the image NAME (an entry of the store) is mounted
+    RUN/leases/NAME/LEASE     somebody, a job say, needs it; with the last lease it is unmounted
+    RUN/verified/NAME         identity of the file whose every byte was compared since the node was booted
+
+The lease is written first and removed first: a kill between the steps leaves a lease without a mount, which
+the next mount repairs, or a mount without a lease, which the next release or collection takes away.  Pods
+hold their own copy of the mount: unmounting here disturbs none of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from hpcpod.errors import ImageDigestMismatch, StoreUnusable, UsageError
+from hpcpod.images.fetch import open_lock
+from hpcpod.images.forms import parse_entry
+from hpcpod.images.pack import sha256_of
+from hpcpod.images.site import SiteStore
+from hpcpod.images.store import StoredImage, is_mounted
+from hpcpod.kernel import detach_mount, loop_device, mount_read_only
+from hpcpod.log import shown
+from hpcpod.model import Form
+
+_LEASE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+def mount(store: SiteStore, image: StoredImage, lease: str) -> str:
+    """Have an image mounted for a lease; where.  Raises UsageError, ImageDigestMismatch, StoreUnusable.
+
+    A directory needs no mount: then its tree's path is the answer, and there is no lease.
+    """
+    form = Form(image.form)
+    if form is Form.DIRECTORY:
+        return store.content(image.digest, form)
+    if not _LEASE.fullmatch(lease):
+        raise UsageError(
+            f"lease {shown(lease)}: not a name", hint="letters, digits, _ . - and at most 128 of them"
+        )
+    place = store.mount_point(image.digest, form)
+    with _locked(store, image.name):
+        try:
+            _add_lease(store, image.name, lease)
+            if not is_mounted(place):
+                _mount(store, image, form, place)
+        except OSError as error:
+            _release_unused(store, image.name)
+            code = errno.errorcode.get(error.errno or 0, "error")
+            raise StoreUnusable(
+                f"mount of {image.name}: {os.strerror(error.errno or 0).lower()} ({code})"
+            ) from None
+        except BaseException:
+            _drop_lease(store, image.name, lease)
+            _release_unused(store, image.name)
+            raise
+    return place
+
+
+def release(store: SiteStore, lease: str, name: str = "") -> list[str]:
+    """Give up a lease, of one entry or of all; the names of what was unmounted because it was the last."""
+    released = []
+    for entry in [name] if name else sorted(os.listdir(f"{store.run}/leases")):
+        with _locked(store, entry):
+            _drop_lease(store, entry, lease)
+            released += _release_unused(store, entry)
+    return released
+
+
+def sweep(store: SiteStore) -> list[str]:
+    """Unmount what no lease asks for: a killed command left it.  The names."""
+    released = []
+    for entry in sorted(os.listdir(f"{store.run}/mounts")):
+        with _locked(store, entry):
+            released += _release_unused(store, entry)
+    return released
+
+
+@contextmanager
+def _locked(store: SiteStore, name: str) -> Iterator[None]:
+    if parse_entry(name) is None:
+        raise UsageError(f"image {shown(name)}: not the name of an entry")
+    fd = open_lock(store.locks, f"mount-{name}")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _add_lease(store: SiteStore, name: str, lease: str) -> None:
+    directory = f"{store.run}/leases/{name}"
+    os.makedirs(directory, 0o755, exist_ok=True)
+    os.close(os.open(f"{directory}/{lease}", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+
+
+def _drop_lease(store: SiteStore, name: str, lease: str) -> None:
+    if _LEASE.fullmatch(lease):
+        with suppress(FileNotFoundError):
+            os.unlink(f"{store.run}/leases/{name}/{lease}")
+
+
+def _release_unused(store: SiteStore, name: str) -> list[str]:
+    """Unmount an entry that has no lease; its name if it was mounted."""
+    place = f"{store.run}/mounts/{name}"
+    with suppress(FileNotFoundError, OSError):
+        os.rmdir(f"{store.run}/leases/{name}")
+    if os.path.isdir(f"{store.run}/leases/{name}"):
+        return []
+    mounted = is_mounted(place)
+    while is_mounted(place):
+        detach_mount(place)
+    with suppress(FileNotFoundError):
+        os.rmdir(place)
+    return [name] if mounted else []
+
+
+def _mount(store: SiteStore, image: StoredImage, form: Form, place: str) -> None:
+    """Compare the file with what was packed, and mount that same open file."""
+    file = os.open(store.content(image.digest, form), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _verify(store, image, file)
+        with suppress(FileExistsError):
+            os.mkdir(place, 0o755)
+        directory = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _attach(form, file, directory)
+        finally:
+            os.close(directory)
+    finally:
+        os.close(file)
+
+
+def _attach(form: Form, file: int, directory: int) -> None:
+    if form is Form.EROFS:
+        try:
+            mount_read_only("erofs", f"/proc/self/fd/{file}", directory)
+        except OSError as error:
+            if error.errno != errno.ENOTBLK:  # before Linux 6.12: only block devices
+                raise
+        else:
+            return
+    path, device = loop_device(file)
+    try:
+        mount_read_only(form.value, path, directory)
+    finally:
+        os.close(device)
+
+
+def _verify(store: SiteStore, image: StoredImage, file: int) -> None:
+    """Raise ImageDigestMismatch unless the file is what was packed; once per boot, and per change of it."""
+    status = os.fstat(file)
+    identity = " ".join(
+        str(number)
+        for number in (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    )
+    stamp = f"{store.run}/verified/{image.name}"
+    try:
+        with open(stamp, encoding="ascii") as known:
+            if known.read() == identity:
+                return
+    except FileNotFoundError:
+        pass
+    found = sha256_of(file)
+    if found != image.sha256:
+        raise ImageDigestMismatch(
+            f"image {image.name}: its file has SHA-256 {found}, expected {image.sha256}",
+            hint="the disk changed it; hpcpod image rm --site removes it, image pull --site makes it anew",
+        )
+    with open(f"{stamp}.new", "w", encoding="ascii") as new:
+        new.write(identity)
+    os.rename(f"{stamp}.new", stamp)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking an image out of its store: by one rename, and only while nobody runs from it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from hpcpod.errors import ImageInUse
+from hpcpod.images import usage
+from hpcpod.images.fetch import throw_away
+from hpcpod.images.store import Store, StoredImage
+from hpcpod.model import Form
+
+
+def remove_entry(store: Store, image: StoredImage) -> None:
+    """Take one form of an image out of the store and delete it.  Raises ImageInUse, StoreUnusable, OSError.
+
+    Killed in the middle, it leaves garbage in this process's name, which any later command removes.
+    """
+    store.tidy()
+    _refuse_if_used(image, usage.user_of(store, image, usage.read_mounts()))
+    store.dispose(take_out(store, image))
+
+
+def take_out(store: Store, image: StoredImage) -> str:
+    """Move an image to the garbage; returns where it is now.  Raises ImageInUse, StoreUnusable.
+
+    Only when it has gone from its place can no further pod start in it: then one that did is looked for,
+    and the image put back where there is one.
+    """
+    path = store.path(image.digest, Form(image.form))
+    target = throw_away(store, path)
+    user = usage.user_of(store, image, usage.read_mounts(), target)
+    if user is not None:
+        # Fails where the image was fetched again meanwhile: then the pod keeps what it has mounted until
+        # the garbage is swept.
+        with suppress(OSError):
+            os.rename(target, path)
+    _refuse_if_used(image, user)
+    return target
+
+
+def _refuse_if_used(image: StoredImage, user: int | None) -> None:
+    if user is not None:
+        raise ImageInUse(
+            f"image {image.digest}: process {user} runs in it",
+            hint="end the job or pod that uses it; hpcpod image rm then removes it",
+        )
