@@ -149,6 +149,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "umoci": _program("umoci"),
     "skopeo": _program("skopeo"),
     "mmdebstrap": _program("mmdebstrap"),
+    "bsdtar": _program("bsdtar"),
     "zstd": _program("zstd"),
     "strace": _program("strace"),
     "bwrap": _program("bwrap"),
@@ -157,6 +158,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "git": _program("git"),
     "pyroute2": _module("pyroute2"),
     "numpy": _module("numpy"),
+    "atheris": _module("atheris"),
 }
 
 

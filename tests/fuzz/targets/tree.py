@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees: the applier and a model of image-spec's rules accept the same layers and make the same tree."""
+
+from __future__ import annotations
+
+from hpcpod.errors import HpcpodError, ImageLimitExceeded
+from tests.fuzz.items import LAYER, decode, encode
+from tests.fuzz.model import Model, Refused
+from tests.fuzz.target import SMALL, Broken, Target, refused
+from tests.fuzz.targets.layer import apply, scratch
+from tests.testbed.layouts import END
+
+
+def run(data: bytes) -> None:
+    """Apply to a directory and to the model, and compare."""
+    layers = decode(data, SMALL.entries - 4)
+    model = Model()
+    why = ""
+    try:
+        for items in layers:
+            model.layer(items)
+    except Refused as error:
+        why = str(error)
+    try:
+        apply([iter([encode(items) + END]) for items in layers], SMALL)
+    except ImageLimitExceeded as error:
+        refused(error)
+        return
+    except HpcpodError as error:
+        refused(error)
+        if not why:
+            raise Broken(f"refused: {error.message}: {layers}") from error
+        return
+    if why:
+        raise Broken(f"accepted, in spite of {why}: {layers}")
+    tree = scratch().check_tree(SMALL)
+    found = {path: node[:3] for path, node in tree.items()}
+    expected = model.tree()
+    if found != expected:
+        raise Broken(f"{sorted(found.items() ^ expected.items())}: {layers}")
+
+
+NEXT = bytes((LAYER,))
+
+
+def name(*parts: int) -> bytes:
+    return bytes((len(parts) - 1, *parts))
+
+
+FILE, DIRECTORY, SYMLINK, HARD = bytes((0,)), bytes((1,)), bytes((2,)), bytes((3,))
+LOWER = DIRECTORY + name(0) + FILE + name(0, 1) + SYMLINK + name(2) + name(0) + HARD + name(3) + name(0, 1)
+
+TARGET = Target(
+    run=run,
+    seeds={
+        "one": LOWER,
+        "whiteout": LOWER + NEXT + FILE + name(0, 11) + FILE + name(10),
+        "opaque": LOWER + NEXT + FILE + name(2, 7) + FILE + name(0, 12),
+        "replaced": LOWER + NEXT + SYMLINK + name(0) + name(2) + FILE + name(2) + DIRECTORY + name(3),
+        "up": SYMLINK + name(0) + name(13, 13, 1) + FILE + name(0, 1, 2) + FILE + name(1, 0),
+    },
+    longest=256,
+    words=(NEXT, NEXT + FILE + name(0, 12), FILE + name(10), SYMLINK + name(0) + name(13)),
+    runs=2000,
+)
