@@ -110,10 +110,10 @@ def df(as_json: bool) -> None:
         status = os.statvfs(store.directory)
         held = sum(candidate.image.disk for candidate in images)
         quota = f"quota {size(limit)} ({held / limit:.0%})" if limit else "no quota"
-        free = size(status.f_bavail * status.f_frsize)
+        free = f"{size(status.f_bavail * status.f_frsize)} free"
         kind = "site" if store.site else "user"
         click.echo(
-            f"{kind} store {shown(store.directory)}: {size(held)} in {len(images)} images, {quota}, {free} free"
+            f"{kind} store {shown(store.directory)}: {size(held)} in {len(images)} images, {quota}, {free}"
         )
         rows = [("  DIGEST", "FORM", "DISK", "LAST USED", "KEPT", "REFERENCE")]
         for candidate in sorted(images, key=lambda c: c.used):

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hpcpod.errors import StoreUnusable
+from hpcpod.frozen import replace
 from hpcpod.images.account import Account, as_account, find_account
 from hpcpod.images.embryo import Embryo
 from hpcpod.images.fetch import Order, appear, fill, locked, open_lock
@@ -125,6 +126,7 @@ def pull(store: SiteStore, order: Order) -> tuple[StoredImage, bool]:
 
     Of several at once, one process does the work and the others wait for it.
     """
+    order = replace(order, locks=store.locks)
     with as_account(store.account, lambda: _identify(order)) as answer:
         digest = str(answer)
     if not is_digest(digest):
