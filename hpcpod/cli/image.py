@@ -217,6 +217,7 @@ def _facts(reference: str, described: Described) -> dict[str, object]:
         "env": [f"{name}={value}" for name, value in config.env],
         "labels": [f"{name}={value}" for name, value in config.labels],
         "volumes": list(config.volumes),
+        **{name: list(lines) for name, lines in described.details},
     }
 
 

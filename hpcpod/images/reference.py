@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image references as users write them: ``oci:DIR[:TAG][@DIGEST]`` and ``oci-archive:FILE[:TAG][@DIGEST]``.
+"""Image references as users write them: ``oci:DIR[:TAG][@DIGEST]``, ``aci:FILE[@DIGEST]`` and the like.
 
-The form is that of containers-transports(5): the path ends at the first colon, so it cannot hold one;
-the tag is what the layout's index calls ``org.opencontainers.image.ref.name``.
+The form of those of layouts is that of containers-transports(5): the path ends at the first colon, so it
+cannot hold one; the tag is what the layout's index calls ``org.opencontainers.image.ref.name``.  Files that
+are one image have no tag.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from hpcpod.errors import ImageReferenceError
 from hpcpod.frozen import frozen
 from hpcpod.log import shown
 
-TRANSPORTS = ("oci", "oci-archive")
-SUPPORTED = "supported: oci:DIRECTORY[:TAG][@sha256:HEX], oci-archive:FILE[:TAG][@sha256:HEX]"
+TRANSPORTS = ("oci", "oci-archive", "aci", "sif")
+SUPPORTED = (
+    "supported: oci:DIRECTORY[:TAG][@sha256:HEX], oci-archive:FILE[:TAG][@sha256:HEX], "
+    "aci:FILE[@sha512-HEX], sif:FILE[@sha256:HEX]"
+)
 TAG_MAX = 255
 
 # Sets, not regular expressions: compiling those takes longer than all else that is done with a reference.
@@ -24,7 +28,9 @@ _TRANSPORT_LATER = _LOWER | frozenset("0123456789+.-")
 _NAME_FIRST = _LOWER | frozenset("0123456789")
 _NAME = _NAME_FIRST | frozenset("./_-")
 _SKOPEO = ("docker", "docker-archive", "docker-daemon", "dir", "containers-storage")
-_OTHERS = ("library", "shub", "oras", "file", "http", "https", "sif", "ostree", "tarball")
+_OTHERS = ("library", "shub", "oras", "file", "http", "https", "ostree", "tarball")
+_SINGLE = {"aci": "sha512", "sif": "sha256"}
+"""Transports of files that are one image, and what its digest is made by."""
 _DIGEST_DIGITS = {"sha256": 64, "sha512": 128}
 
 
@@ -65,6 +71,8 @@ def parse_reference(text: str) -> Reference:
             f"image reference {shown(text)}: transport {shown(transport)} is not supported",
             hint=f"{SUPPORTED}; {_copying_from(text)} makes one",
         )
+    if transport in _SINGLE:
+        return _single(transport, rest, text)
     located, digest = _split_digest(rest, text)
     path, colon, tag = located.partition(":")
     if not path or "\0" in path:
@@ -75,6 +83,23 @@ def parse_reference(text: str) -> Reference:
             hint="a path that holds a colon cannot be written in a reference; use a symbolic link to it",
         )
     return Reference(transport, path, tag, digest)
+
+
+def _single(transport: str, rest: str, text: str) -> Reference:
+    """A file that is one image; appc writes an image's digest with a dash (types.md, "Image ID")."""
+    located, at, pin = rest.rpartition("@")
+    algorithm = _SINGLE[transport]
+    if at and pin.startswith(f"{algorithm}-"):
+        rest = f"{located}@{pin.replace('-', ':', 1)}"
+    path, digest = _split_digest(rest, text)
+    if digest and not digest.startswith(f"{algorithm}:"):
+        raise ImageReferenceError(
+            f"image reference {shown(text)}: {shown(digest)} is not a {algorithm} digest",
+            hint=f"{transport}: names an image by {algorithm}",
+        )
+    if not path or "\0" in path:
+        raise ImageReferenceError(f"image reference {shown(text)}: no path", hint=SUPPORTED)
+    return Reference(transport, path, "", digest)
 
 
 def _split_digest(rest: str, text: str) -> tuple[str, str]:

@@ -40,7 +40,8 @@ class Described:
     """The documents of an image, verified.
 
     digest: names the image.  parts: its layers, lowest first.  config_bytes: an image-spec configuration;
-    manifest_bytes: in the format of the source.  Both are kept in the store.
+    manifest_bytes: in the format of the source.  Both are kept in the store.  details: what else there is to
+    show of an image of this format, as names and lines.
     """
 
     digest: str
@@ -48,6 +49,7 @@ class Described:
     config: ConfigDocument
     manifest_bytes: bytes
     config_bytes: bytes
+    details: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def size(self) -> int:
@@ -56,7 +58,15 @@ class Described:
 
 
 class Source(Protocol):
-    """An image at its origin, opened."""
+    """An image at its origin, opened.  A context manager."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release descriptors."""
 
     @property
     def name(self) -> str:
@@ -151,6 +161,14 @@ class OciSource:
         self._layout.close()
 
 
-def open_source(reference: Reference, limits: Limits) -> OciSource:
+def open_source(reference: Reference, limits: Limits) -> Source:
     """Open what a reference names.  Raises ImageNotFound, ImageInvalid."""
+    if reference.transport == "aci":
+        from hpcpod.images.aci_source import AciSource
+
+        return AciSource(reference, limits)
+    if reference.transport == "sif":
+        from hpcpod.images.sif_source import SifSource
+
+        return SifSource(reference, limits)
     return OciSource(reference, limits)

@@ -15,6 +15,8 @@ SEEDS = {
     "tag": "oci:/a/b:t",
     "digest": f"oci:a:t@{DIGEST}",
     "archive": f"oci-archive:a@b.tar@{DIGEST}",
+    "aci": f"aci:a.aci@sha512-{'0' * 128}",
+    "sif": f"sif:a.sif@{DIGEST}",
     "docker": "docker://debian:12",
     "name": "debian:12",
     "path": "/a/b",

@@ -27,6 +27,11 @@ GOOD = {
     f"oci:me@site@{DIGEST}": Reference("oci", "me@site", "", DIGEST),
     "oci-archive:a.tar": Reference("oci-archive", "a.tar"),
     "oci-archive:../a.tar:t": Reference("oci-archive", "../a.tar", "t"),
+    "aci:a.aci": Reference("aci", "a.aci"),
+    "aci:me@site/a:1.aci": Reference("aci", "me@site/a:1.aci"),
+    f"aci:a@{LONG}": Reference("aci", "a", "", LONG),
+    "sif:a.sif": Reference("sif", "a.sif"),
+    f"sif:a.sif@{DIGEST}": Reference("sif", "a.sif", "", DIGEST),
 }
 
 BAD = [
@@ -54,6 +59,14 @@ BAD = [
     f"oci:d@{DIGEST}\n",
     f"oci:d@{DIGEST.upper()}",
     "oci:d@md5:d41d8cd98f00b204e9800998ecf8427e",
+    "aci:",
+    "aci:a\0",
+    f"aci:@{LONG}",
+    f"aci:a@{DIGEST}",
+    "aci:a@sha512-0",
+    "sif:",
+    f"sif:a@{LONG}",
+    f"sif:a@{DIGEST}0",
 ]
 
 
@@ -61,6 +74,10 @@ BAD = [
 def test_good_references(text: str) -> None:
     assert parse_reference(text) == GOOD[text]
     assert str(GOOD[text]) == text
+
+
+def test_an_image_id_is_written_as_appc_does() -> None:
+    assert parse_reference(f"aci:a@{LONG.replace(':', '-')}") == Reference("aci", "a", "", LONG)
 
 
 @pytest.mark.parametrize("text", BAD)
