@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m bench``: all benchmarks, one after the other; results go to build/bench.
 
-start-up on one node, unpacking, start-up through Slurm (root only: it makes the test cluster).  Each can be
-run alone: ``python -m bench.startup``, ``bench.unpack``, ``bench.slurm``.
+start-up on one node, unpacking, the stores (root only: the site's is root's), start-up through Slurm (root
+only: it makes the test cluster).  Each can be run alone: ``python -m bench.startup``, ``bench.unpack``,
+``bench.store``, ``bench.slurm``.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rounds = ["--rounds", options.rounds] if options.rounds else []
     parts = {"bench.startup": budget, "bench.unpack": budget}
     if os.geteuid() == 0:
-        parts["bench.slurm"] = rounds
+        parts |= {"bench.store": [], "bench.slurm": rounds}
     else:
-        print("==> bench.slurm: left out, it needs root", flush=True)
+        print("==> bench.store, bench.slurm: left out, they need root", flush=True)
     worst = 0
     for part, own in parts.items():
         print(f"==> {part}", flush=True)
