@@ -45,7 +45,7 @@ def find_stored(
 
 
 def _is_short(name: str) -> bool:
-    digits = name.removeprefix("sha256:")
+    digits = name.removeprefix("sha256:").removeprefix("sha512:")
     return len(digits) >= SHORTEST and _HEX.issuperset(digits)
 
 
