@@ -28,14 +28,8 @@ def injector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(injector: Path, rules: list[str], *command: str) -> tuple[dict[str, Any], str]:
     """Run a command under these rules; the report, and what it printed."""
     with tempfile.NamedTemporaryFile("r") as report:
-        words = [
-            injector,
-            "-o",
-            report.name,
-            *(word for rule in rules for word in ("-r", rule)),
-            "--",
-            *command,
-        ]
+        options = [word for rule in rules for word in ("-r", rule)]
+        words: list[str] = [str(injector), "-o", report.name, *options, "--", *command]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         return json.loads(report.read()), done.stdout + done.stderr
 
