@@ -97,9 +97,12 @@ class ImageDigestMismatch(ImageInvalid):
 
 
 class ImageLimitExceeded(ImageInvalid):
-    """The image is larger, deeper or longer than a configured limit."""
+    """The image is larger, deeper or longer than a configured limit, which the message names."""
 
     slug = "image-limit"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint or "the table [limits] of hpcpod.toml raises it")
 
 
 class ImageUnsupported(HpcpodError):

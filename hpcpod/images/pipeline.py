@@ -98,7 +98,7 @@ class Budget:
         if self.used > self._limit:
             raise ImageLimitExceeded(
                 f"image: unpacks to more than bytes_out {self._limit} bytes",
-                hint="--max-bytes raises the limit",
+                hint="--max-bytes raises the limit, as does bytes_out in the table [limits] of hpcpod.toml",
             )
 
 
