@@ -14,7 +14,7 @@ import os
 import stat
 
 from hpcpod.errors import ImageInvalid, ImageLimitExceeded
-from hpcpod.images.limits import Limits
+from hpcpod.images.limits import NAME_COST, Limits
 from hpcpod.images.names import OPAQUE, in_aufs_directory, normal_name, whiteout_target
 from hpcpod.images.parents import Parents
 from hpcpod.images.tarstream import Entry, Kind, TarReader
@@ -26,8 +26,7 @@ FILE_MODE = 0o777
 DIRECTORY_MODE = 0o1777
 ROOT_MODE = 0o755
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_MODE_BITS = 13
-_HAS_TIME = 1 << 12
+_MODE_BITS = 12
 
 
 class Applier:
@@ -49,11 +48,13 @@ class Applier:
         self._parents = Parents(root, limits, self._implicit)
         self._directories: dict[bytes, int] = {b"": ROOT_MODE}
         self._made: set[bytes] | None = None
+        self._made_bytes = self._directory_bytes = 0
         self._umask = _read_umask()
 
     def layer(self, entries: TarReader, *, lowest: bool) -> None:
         """Apply one layer.  The lowest has nothing below it that a whiteout could hide."""
         self._made = None if lowest else set()
+        self._made_bytes = 0
         for entry in entries:
             self.entries += 1
             if self.entries > self._limits.entries:
@@ -75,9 +76,9 @@ class Applier:
                 continue
             try:
                 os.fchmod(fd, packed & DIRECTORY_MODE | self._readable | self._readable >> 2)
-                if packed & _HAS_TIME:
-                    mtime_ns = packed >> _MODE_BITS
-                    os.utime(fd, ns=(mtime_ns, mtime_ns))
+                # One without an entry gets 1970: the time of unpacking would make every tree another.
+                mtime_ns = packed >> _MODE_BITS
+                os.utime(fd, ns=(mtime_ns, mtime_ns))
             finally:
                 os.close(fd)
 
@@ -122,6 +123,9 @@ class Applier:
 
     def _keep_mode(self, path: bytes, packed: int) -> None:
         """Remember what finish() gives a directory; one that was removed since counts too."""
+        if path not in self._directories:
+            self._directory_bytes += len(path) + NAME_COST
+            self._check_names()
         self._directories[path] = packed
         if len(self._directories) - 1 > self._limits.directories:  # the root is none of the image's making
             raise ImageLimitExceeded(
@@ -133,10 +137,19 @@ class Applier:
         made = self._made
         if made is None:
             return
-        made.add(canonical + b"/" + name if canonical else name)
-        while canonical and canonical not in made:
-            made.add(canonical)
-            canonical = canonical.rpartition(b"/")[0]
+        path = canonical + b"/" + name if canonical else name
+        while path and path not in made:
+            made.add(path)
+            self._made_bytes += len(path) + NAME_COST
+            path = path.rpartition(b"/")[0]
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """An archive of some megabytes can hold gigabytes of names."""
+        if self._made_bytes + self._directory_bytes > self._limits.names_bytes:
+            raise ImageLimitExceeded(
+                f"image: names take more memory than limit names_bytes {self._limits.names_bytes}"
+            )
 
     def _file(self, entry: Entry, data: TarReader, parent: int, name: bytes) -> None:
         mode = entry.mode & FILE_MODE | self._readable
@@ -168,9 +181,14 @@ class Applier:
 
     def _symlink(self, entry: Entry, parent: int, name: bytes) -> None:
         target = entry.link
-        if not target or len(target) > self._limits.link_bytes or b"\0" in target:
+        if not target or b"\0" in target:
             raise ImageInvalid(
                 f"tar entry {shown(entry.name)}: a symbolic link to {shown(target) or 'nothing'}"
+            )
+        if len(target) > self._limits.link_bytes:
+            raise ImageLimitExceeded(
+                f"tar entry {shown(entry.name)}: a symbolic link to {len(target)} bytes, "
+                f"limit link_bytes {self._limits.link_bytes}"
             )
         try:
             os.symlink(target, name, dir_fd=parent)
@@ -254,7 +272,7 @@ class Applier:
 
 def _packed(entry: Entry) -> int:
     """Mode and time in one integer: an image may have a million directories."""
-    return entry.mtime_ns << _MODE_BITS | _HAS_TIME | entry.mode & DIRECTORY_MODE
+    return entry.mtime_ns << _MODE_BITS | entry.mode & DIRECTORY_MODE
 
 
 def _lstat(name: bytes, parent: int) -> os.stat_result | None:

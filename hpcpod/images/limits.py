@@ -12,6 +12,8 @@ from hpcpod.frozen import frozen, replace
 
 MIB = 1 << 20
 GIB = 1 << 30
+NAME_COST = 100
+"""Bytes that a name in a set takes beside its own, about."""
 
 
 @frozen
@@ -21,6 +23,8 @@ class Limits:
     bytes_out: of all layers after decompression, tar headers and padding included (``--max-bytes``).
     entries: tar entries of all layers.  file_bytes: apparent size of one file.
     directories: made for them, named by an entry or not; each is kept in memory until its mode is set.
+    names_bytes: memory for names: of directories, and of all that the present layer, unless it is the lowest,
+    has made, which its whiteouts must leave alone; NAME_COST and the path's length for each.
     path_bytes, path_depth: of a name, and of the place that symlinks lead it to.
     name_bytes: one component (NAME_MAX).  link_bytes: target of a symlink (PATH_MAX - 1).
     header_bytes: pax and GNU long-name data before one entry.  pax_records: in one pax header.
@@ -28,12 +32,14 @@ class Limits:
     layers: of one manifest.  descriptors, documents: looked at while walking nested indexes.
     index_depth: nesting of indexes.  zstd_window: bytes of memory that a frame may demand.
     empty_frames: gzip members or zstd frames of one layer that yield nothing.
-    archive_members: entries of an oci-archive file.
+    archive_members: entries of an oci-archive file.  config_words, config_bytes: environment, arguments,
+    labels and volumes of a configuration.
     """
 
     bytes_out: int = 512 * GIB
     entries: int = 20_000_000
     directories: int = 4_000_000
+    names_bytes: int = GIB
     file_bytes: int = 512 * GIB
     path_bytes: int = 4095
     path_depth: int = 200
@@ -51,6 +57,8 @@ class Limits:
     zstd_window: int = 128 * MIB
     empty_frames: int = 4096
     archive_members: int = 100_000
+    config_words: int = 65_536
+    config_bytes: int = 2 * MIB
 
 
 DEFAULT_LIMITS = Limits()

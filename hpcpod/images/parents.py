@@ -132,9 +132,14 @@ class Parents:
 
     def _check_depth(self, canonical: bytes) -> None:
         """Symlinks may point into deep directories again and again: bound what they add up to."""
-        if canonical.count(b"/") >= self._limits.path_depth or len(canonical) > self._limits.path_bytes:
+        limits = self._limits
+        if canonical.count(b"/") >= limits.path_depth:
             raise ImageLimitExceeded(
-                f"tar entry below {shown(canonical)}: limit path_depth {self._limits.path_depth}"
+                f"tar entry below {shown(canonical)}: limit path_depth {limits.path_depth}"
+            )
+        if len(canonical) > limits.path_bytes:
+            raise ImageLimitExceeded(
+                f"tar entry below {shown(canonical)}: limit path_bytes {limits.path_bytes}"
             )
 
     def _make(self, path: bytes) -> tuple[int, bytes]:
