@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from hpcpod.errors import ImageInvalid, ImageLimitExceeded, ImageNotFound
-from hpcpod.images.layout import Blob, open_regular, stamp_of
+from hpcpod.images.layout import INDEX, MARK, Blob, open_regular, stamp_of
 from hpcpod.images.limits import Limits
 from hpcpod.images.names import normal_name
 from hpcpod.images.tarstream import ByteStream, Kind, TarReader
@@ -15,6 +15,7 @@ from hpcpod.log import shown
 from hpcpod.model import FileStamp
 
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_LONGEST = len("blobs/sha512/") + 128
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"BZ": "bzip2", b"\xfd7": "xz"}
 
 
@@ -71,6 +72,8 @@ class ArchiveLayout:
             if entry.kind is not Kind.FILE:
                 continue
             name = os.fsdecode(normal_name(entry.name, limits))
+            if name not in (MARK, INDEX) and not (name.startswith("blobs/") and len(name) <= _LONGEST):
+                continue  # nobody can ask for it: it takes no memory
             if name in seen:
                 raise ImageInvalid(f"{shown(name)} occurs twice")
             seen.add(name)

@@ -93,7 +93,9 @@ def parse_index(raw: bytes, what: str, media_type: str | None, limits: Limits) -
     """
     fields = Fields(parse_object(raw, what, limits), what)
     _check_kind(fields, media_type, INDEX_TYPES, forbidden=("layers", "config", "fsLayers"))
-    return tuple(_descriptor(child) for child in fields.children("manifests", limits.descriptors))
+    return tuple(
+        _descriptor(child) for child in fields.children("manifests", "descriptors", limits.descriptors)
+    )
 
 
 def parse_manifest(raw: bytes, what: str, media_type: str, limits: Limits) -> Manifest:
@@ -106,7 +108,8 @@ def parse_manifest(raw: bytes, what: str, media_type: str, limits: Limits) -> Ma
             f"{what}: config of type {shown(config.media_type)}, expected {_OCI}config.v1+json",
             hint="this is an artifact of another kind, not a container image",
         )
-    return Manifest(config, tuple(_descriptor(child) for child in fields.children("layers", limits.layers)))
+    layers = fields.children("layers", "layers", limits.layers)
+    return Manifest(config, tuple(_descriptor(child) for child in layers))
 
 
 def _check_kind(
@@ -149,6 +152,7 @@ def parse_config(raw: bytes, what: str, limits: Limits) -> ConfigDocument:
         if not is_digest(diff_id):
             rootfs.fail("diff_ids", f"sha256 or sha512 digests, got {shown(diff_id)}")
     config = _config(fields.child("config")) if fields.has("config") else ImageConfig()
+    _check_words(config, what, limits)
     return ConfigDocument(config, platform, diff_ids)
 
 
@@ -168,6 +172,24 @@ def _config(fields: Fields) -> ImageConfig:
         labels=fields.mapping("Labels"),
         volumes=fields.keys("Volumes"),
     )
+
+
+def _check_words(config: ImageConfig, what: str, limits: Limits) -> None:
+    """What becomes environment and arguments of a program, and words of a plan, is bounded."""
+    pairs = (*config.env, *config.labels)
+    single = (*config.entrypoint, *config.cmd, *config.volumes)
+    count = len(pairs) + len(single)
+    if count > limits.config_words:
+        raise ImageLimitExceeded(
+            f"{what}: {count} variables, arguments, labels and volumes, "
+            f"limit config_words {limits.config_words}"
+        )
+    size = sum(len(word.encode()) for word in (*single, *(word for pair in pairs for word in pair)))
+    if size > limits.config_bytes:
+        raise ImageLimitExceeded(
+            f"{what}: variables, arguments, labels and volumes of {size} bytes, "
+            f"limit config_bytes {limits.config_bytes}"
+        )
 
 
 def layers_of(manifest: Manifest, config: ConfigDocument, what: str) -> tuple[Layer, ...]:

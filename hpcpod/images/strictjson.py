@@ -31,7 +31,7 @@ def parse_object(raw: bytes, what: str, limits: Limits) -> dict[str, Any]:
             raw.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_refuse_constant,
-            parse_int=lambda digits: _short_int(digits, limits.json_digits),
+            parse_int=lambda digits: _short_int(digits, what, limits),
         )
     except UnicodeDecodeError as error:
         raise ImageInvalid(f"{what}: not UTF-8 at byte {error.start}") from None
@@ -68,9 +68,12 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a number")
 
 
-def _short_int(digits: str, longest: int) -> int:
-    if len(digits.lstrip("-")) > longest:
-        raise ValueError(f"a number of {len(digits)} digits")
+def _short_int(digits: str, what: str, limits: Limits) -> int:
+    count = len(digits.lstrip("-"))
+    if count > limits.json_digits:
+        raise ImageLimitExceeded(
+            f"{what}: a number of {count} digits, limit json_digits {limits.json_digits}"
+        )
     return int(digits)
 
 
@@ -164,13 +167,13 @@ class Fields:
             self.fail(key, "an object")
         return Fields(value, f"{self._what}: {key}")
 
-    def children(self, key: str, longest: int) -> tuple[Fields, ...]:
-        """A required list of at most `longest` objects."""
+    def children(self, key: str, limit: str, longest: int) -> tuple[Fields, ...]:
+        """A required list of at most `longest` objects, which is the limit of that name."""
         value = self._values.get(key)
         if not isinstance(value, list):
             self.fail(key, "a list of objects")
         if len(value) > longest:
-            raise ImageLimitExceeded(f"{self._what}: {len(value)} {key}, limit {longest}")
+            raise ImageLimitExceeded(f"{self._what}: {len(value)} {key}, limit {limit} {longest}")
         found = []
         for number, item in enumerate(value):
             if not isinstance(item, dict):

@@ -22,6 +22,7 @@ SMALL = Limits(
     bytes_out=1 << 20,
     entries=64,
     directories=64,
+    names_bytes=8192,
     file_bytes=1 << 18,
     path_bytes=1024,
     path_depth=16,

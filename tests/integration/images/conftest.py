@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import Account
 from tests.testbed.places import Place
+from tests.testbed.unpacking import Unpacking
 
 
 @pytest.fixture(params=["user", pytest.param("root_user", marks=pytest.mark.needs("root"))])
@@ -20,3 +21,16 @@ def place(request: pytest.FixtureRequest) -> Place:
 def plain_place(user: Account) -> Place:
     """The same for the plain user alone, where the user makes no difference."""
     return Place(user)
+
+
+@pytest.fixture
+def unpacking(user: Account) -> Unpacking:
+    """``hpcpod image unpack`` as the plain user, watched."""
+    return Unpacking(user)
+
+
+@pytest.fixture(params=["user", pytest.param("root_user", marks=pytest.mark.needs("root"))])
+def each_unpacking(request: pytest.FixtureRequest) -> Unpacking:
+    """The same as the plain user and as root."""
+    account: Account = request.getfixturevalue(request.param)
+    return Unpacking(account)
