@@ -19,16 +19,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from hpcpod.errors import ImageDigestMismatch, StoreUnusable, UsageError
+from hpcpod.errors import StoreUnusable, UsageError
 from hpcpod.images.fetch import open_lock
 from hpcpod.images.forms import parse_entry
-from hpcpod.images.pack import sha256_of
+from hpcpod.images.intact import check_intact
 from hpcpod.images.site import SiteStore
 from hpcpod.images.store import StoredImage, is_mounted
 from hpcpod.kernel import detach_mount, loop_device, mount_read_only
 from hpcpod.log import shown
 from hpcpod.model import Form
 
+CHANGED = "the disk changed it; hpcpod image rm --site removes it, image pull --site makes it anew"
 _LEASE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -125,7 +126,7 @@ def _mount(store: SiteStore, image: StoredImage, form: Form, place: str) -> None
     """Compare the file with what was packed, and mount that same open file."""
     file = os.open(store.content(image.digest, form), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _verify(store, image, file)
+        check_intact(file, image.sha256, f"{store.run}/verified", image.name, CHANGED)
         with suppress(FileExistsError):
             os.mkdir(place, 0o755)
         directory = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -151,28 +152,3 @@ def _attach(form: Form, file: int, directory: int) -> None:
         mount_read_only(form.value, path, directory)
     finally:
         os.close(device)
-
-
-def _verify(store: SiteStore, image: StoredImage, file: int) -> None:
-    """Raise ImageDigestMismatch unless the file is what was packed; once per boot, and per change of it."""
-    status = os.fstat(file)
-    identity = " ".join(
-        str(number)
-        for number in (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    )
-    stamp = f"{store.run}/verified/{image.name}"
-    try:
-        with open(stamp, encoding="ascii") as known:
-            if known.read() == identity:
-                return
-    except FileNotFoundError:
-        pass
-    found = sha256_of(file)
-    if found != image.sha256:
-        raise ImageDigestMismatch(
-            f"image {image.name}: its file has SHA-256 {found}, expected {image.sha256}",
-            hint="the disk changed it; hpcpod image rm --site removes it, image pull --site makes it anew",
-        )
-    with open(f"{stamp}.new", "w", encoding="ascii") as new:
-        new.write(identity)
-    os.rename(f"{stamp}.new", stamp)

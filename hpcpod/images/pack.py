@@ -7,20 +7,19 @@ The same tree gives the same bytes: no times of making, no random identity, all 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import subprocess
 from collections.abc import Callable, Sequence
 
 from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable
 from hpcpod.images.forms import FormFacts
+from hpcpod.images.intact import sha256_of
 from hpcpod.images.tree import remove_tree
 from hpcpod.kernel import die_with_parent
 from hpcpod.log import shown
 from hpcpod.model import Form
 
 _POLL_SECONDS = 5.0
-_CHUNK = 1 << 20
 _UUID = "00000000-0000-4000-8000-000000000000"
 """EROFS wants one; nothing here mounts by it."""
 
@@ -54,16 +53,6 @@ def pack(
         return sha256_of(fd), os.fstat(fd).st_blocks * 512
     finally:
         os.close(fd)
-
-
-def sha256_of(fd: int) -> str:
-    """The SHA-256 of a file's content, hexadecimal."""
-    digest = hashlib.sha256()
-    position = 0
-    while chunk := os.pread(fd, _CHUNK, position):
-        digest.update(chunk)
-        position += len(chunk)
-    return digest.hexdigest()
 
 
 def _run(words: Sequence[str], beat: Callable[[], None]) -> None:

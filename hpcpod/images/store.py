@@ -315,6 +315,7 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
             image = store.find(digest, reference, limits, form)
         if image is not None:
             source.check_platform(image.platform, wanted)
+            _check_packed(image, f"{runtime_directory(environment, uid)}/verified")
             phases = (Phase("resolve", start, resolved), Phase("verify", resolved, time.time_ns()))
             return image, phases, stamps
         from hpcpod.images.fetch import Order, fetch
@@ -323,6 +324,22 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
         order = Order(reference, wanted, limits, progress or Silent(), locks, settings, form)
         image, later = fetch(store, source, digest, order)
     return image, (Phase("resolve", start, resolved), *later), stamps
+
+
+def _check_packed(image: VerifiedImage, verified: str) -> None:
+    """Compare a file that FUSE will show with what was packed; root does that for what the kernel mounts."""
+    if not isinstance(image.rootfs, FuseImage):
+        return
+    from hpcpod.images.intact import check_intact
+
+    file = image.rootfs.file
+    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        meta = json.loads(_read(f"{os.path.dirname(file)}/{META}", _META_MAX))
+        hint = "the disk changed it; hpcpod image rm removes it, the next run makes it anew"
+        check_intact(fd, meta["sha256"], verified, image.rootfs.name, hint)
+    finally:
+        os.close(fd)
 
 
 def sweep(directory: str) -> int:
