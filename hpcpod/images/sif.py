@@ -151,7 +151,9 @@ def parse_sif(read: Callable[[int, int], bytes], size: int, limits: Limits) -> S
         raise ImageInvalid(f"sif: {len(objects)} descriptors in use, expected {total - free}")
     architecture = _architecture(arch)
     _check_objects(objects, architecture)
-    return Sif(_text(launch, "launch script"), architecture, _uuid(identity), created, modified, objects)
+    return Sif(
+        _text(launch, "launch script", "\n"), architecture, _uuid(identity), created, modified, objects
+    )
 
 
 def _object(fields: tuple[int, ...], start: int, end: int) -> SifObject:
@@ -212,8 +214,8 @@ def _architecture(code: bytes) -> str:
     return found
 
 
-def _text(field: bytes, what: str) -> str:
-    """A string that NUL ends; what stands behind it must be NUL."""
+def _text(field: bytes, what: str, ending: str = "") -> str:
+    """A string that NUL ends; what stands behind it must be NUL.  ending: what it may end with."""
     text, _, rest = field.partition(b"\0")
     if rest.strip(b"\0"):
         raise ImageInvalid(f"sif: {what}: something stands behind its end")
@@ -221,7 +223,7 @@ def _text(field: bytes, what: str) -> str:
         decoded = text.decode()
     except UnicodeDecodeError:
         raise ImageInvalid(f"sif: {what}: not UTF-8") from None
-    if not decoded.replace("\n", "").isprintable():
+    if not decoded.removesuffix(ending).isprintable():
         raise ImageInvalid(f"sif: {what}: holds control characters")
     return decoded
 
