@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 KIND = "ImageManifest"
 TITLE = "org.opencontainers.image.title"
 """The label of a configuration that holds the image's name."""
-_LISTED = 4096
-"""Longest list in a manifest; no image has a hundred of anything but files in its white list."""
 _PATHS = 1_000_000
 _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _WORD = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
@@ -87,7 +85,7 @@ def parse_aci_manifest(raw: bytes, what: str, limits: Limits) -> AciManifest:
         fields.fail("acKind", f"{KIND}, got {shown(fields.text('acKind'))}")
     if not _is_version(fields.text("acVersion")):
         fields.fail("acVersion", f"a version, got {shown(fields.text('acVersion'))}")
-    labels = _pairs(fields, "labels", _is_identifier)
+    labels = _pairs(fields, "labels", _is_identifier, limits)
     known = dict(labels)
     if "name" in known:
         fields.fail("labels", 'no label "name"')
@@ -100,9 +98,11 @@ def parse_aci_manifest(raw: bytes, what: str, limits: Limits) -> AciManifest:
         architecture=architecture,
         variant=variant,
         labels=labels,
-        annotations=_pairs(fields, "annotations", _is_identifier),
-        app=_app(fields.child("app")) if fields.has("app") else None,
-        dependencies=tuple(_identifier(child, "imageName") for child in _list(fields, "dependencies")),
+        annotations=_pairs(fields, "annotations", _is_identifier, limits),
+        app=_app(fields.child("app"), limits) if fields.has("app") else None,
+        dependencies=tuple(
+            _identifier(child, "imageName") for child in _list(fields, "dependencies", limits)
+        ),
         whitelist=_whitelist(fields),
     )
 
@@ -116,14 +116,14 @@ def _architecture(fields: Fields, name: str) -> tuple[str, str]:
     return found
 
 
-def _app(fields: Fields) -> App:
+def _app(fields: Fields, limits: Limits) -> App:
     workdir = fields.text("workingDirectory", "")
     if workdir and not workdir.startswith("/"):
         fields.fail("workingDirectory", f"an absolute path, got {shown(workdir)}")
     for key in ("user", "group"):
         if not fields.text(key):
             fields.fail(key, "a name or number")
-    points = tuple(point.text("path") for point in _list(fields, "mountPoints"))
+    points = tuple(point.text("path") for point in _list(fields, "mountPoints", limits))
     for path in points:
         if not path.startswith("/"):
             fields.fail("mountPoints", f"absolute paths, got {shown(path)}")
@@ -132,19 +132,21 @@ def _app(fields: Fields) -> App:
         user=fields.text("user"),
         group=fields.text("group"),
         workdir=workdir,
-        environment=_pairs(fields, "environment", _is_variable),
+        environment=_pairs(fields, "environment", _is_variable, limits),
         mount_points=points,
     )
 
 
-def _list(fields: Fields, key: str) -> tuple[Fields, ...]:
-    return fields.children(key, _LISTED) if fields.has(key) else ()
+def _list(fields: Fields, key: str, limits: Limits) -> tuple[Fields, ...]:
+    return fields.children(key, "descriptors", limits.descriptors) if fields.has(key) else ()
 
 
-def _pairs(fields: Fields, key: str, allowed: Callable[[str], bool]) -> tuple[tuple[str, str], ...]:
+def _pairs(
+    fields: Fields, key: str, allowed: Callable[[str], bool], limits: Limits
+) -> tuple[tuple[str, str], ...]:
     """A list of objects with name and value, each name once.  allowed: what a name must be."""
     found: dict[str, str] = {}
-    for child in _list(fields, key):
+    for child in _list(fields, key, limits):
         name = child.text("name")
         if not allowed(name):
             child.fail("name", f"a name, got {shown(name)}")
