@@ -9,6 +9,7 @@ import click
 
 from hpcpod import config
 from hpcpod.images import store
+from hpcpod.images.destination import sweep_announced
 from hpcpod.launcher.sweep import sweep
 
 
@@ -22,5 +23,6 @@ def gc() -> None:
     """
     uid = os.getuid()
     removed = sweep(config.runtime_directory(os.environ, uid))
+    removed += sweep_announced(f"{config.runtime_directory(os.environ, uid)}/unpacking")
     removed += store.sweep(config.store_directory(os.environ, uid))
     click.echo(f"removed {removed} leftovers" if removed else "nothing to remove")

@@ -22,9 +22,11 @@ from hpcpod.cli.image_store import (
     unpin,
     why,
 )
+from hpcpod.config import runtime_directory
+from hpcpod.errors import StoreUnusable
 from hpcpod.frozen import replace
 from hpcpod.images import removal, upkeep
-from hpcpod.images.destination import unpack_to
+from hpcpod.images.destination import announced, unpack_to
 from hpcpod.images.fetch import Order
 from hpcpod.images.forms import parse_form
 from hpcpod.images.limits import Limits, configured
@@ -73,6 +75,14 @@ def _note_skipped(progress: StderrProgress, count: int) -> None:
         progress.note(f"left out {count} {things} of the image: a pod has the node's devices")
 
 
+def _announcements() -> str:
+    """Where unpackings are announced; empty where this user cannot have a run-time directory."""
+    try:
+        return f"{runtime_directory(os.environ, os.getuid())}/unpacking"
+    except StoreUnusable:
+        return ""
+
+
 @image.command()
 @_MAX_BYTES
 @_PLATFORM
@@ -84,9 +94,11 @@ def unpack(reference: str, destination: str, max_bytes: str | None, platform: st
     Every byte is verified before DEST appears; on an error nothing is left behind.
     """
     progress = StderrProgress()
-    _, unpacked = unpack_to(
-        parse_reference(reference), destination, _platform(platform), _limits(max_bytes), progress
-    )
+    limits = _limits(max_bytes)
+    with announced(_announcements(), destination):
+        _, unpacked = unpack_to(
+            parse_reference(reference), destination, _platform(platform), limits, progress
+        )
     _note_skipped(progress, unpacked.skipped)
 
 

@@ -13,6 +13,7 @@ import click
 from hpcpod.config import runtime_directory
 from hpcpod.errors import HpcpodError, UsageError
 from hpcpod.images import collect, mounts, usage
+from hpcpod.images.destination import sweep_announced
 from hpcpod.images.explain import explain
 from hpcpod.images.fetch import Order
 from hpcpod.images.limits import configured
@@ -72,7 +73,9 @@ def gc(everything: bool, site: bool) -> None:
         for name in mounts.sweep(store):
             progress.note(f"unmounted {name}: nobody asks for it any more")
     else:
-        sweep_runtime(runtime_directory(os.environ, os.getuid()))
+        runtime = runtime_directory(os.environ, os.getuid())
+        sweep_runtime(runtime)
+        sweep_announced(f"{runtime}/unpacking")
     removed = _remove_unused(store, progress) if everything else collect.enforce(store, settings, progress)
     freed = size(sum(image.disk for image in removed))
     click.echo(f"removed {len(removed)} images, {freed}" if removed else "no image had to go")

@@ -6,10 +6,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from hpcpod.errors import UsageError
-from hpcpod.images.embryo import Beating, Embryo, make_embryo, sweep
+from hpcpod.images.embryo import Beating, Embryo, is_dead, make_embryo, sweep, unique_name
 from hpcpod.images.limits import Limits
 from hpcpod.images.reference import Reference
 from hpcpod.images.source import open_source
@@ -39,6 +39,41 @@ def unpack_to(
         with _growing(parent, target) as embryo:
             unpacked = source.unpack(embryo.path, Beating(progress, embryo))
     return described.digest, unpacked
+
+
+@contextmanager
+def announced(directory: str, destination: str) -> Iterator[None]:
+    """While the body runs, a link in directory names the place where destination grows.
+
+    A killed unpacking is then found by sweep_announced(), wherever it was.  It is only a service: where the
+    link cannot be made, the next unpacking to the same place clears up.  directory: empty for no link.
+    """
+    if not directory:
+        yield
+        return
+    link = f"{directory}/{unique_name()}"
+    with suppress(OSError):
+        os.makedirs(directory, 0o700, exist_ok=True)
+        os.symlink(os.path.dirname(os.path.abspath(destination)), link)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(link)
+
+
+def sweep_announced(directory: str) -> int:
+    """Remove what killed processes left where they had announced to unpack; returns how many trees."""
+    removed = 0
+    with suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            link = f"{directory}/{name}"
+            with suppress(OSError):  # the place may be gone, or not be ours any more
+                if is_dead(link):
+                    with suppress(OSError):
+                        removed += sweep(os.readlink(link), PREFIX)
+                    os.unlink(link)
+    return removed
 
 
 @contextmanager

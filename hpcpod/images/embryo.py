@@ -133,7 +133,11 @@ def sweep(
     process too, as of one that has finished with them.  keep: asked about each; True leaves it.
     """
     removed = 0
-    for name in os.listdir(parent):
+    try:
+        names = os.listdir(parent)
+    except FileNotFoundError:  # a store that somebody is just making, or was killed while making
+        return 0
+    for name in names:
         match = _NAME.fullmatch(name[len(prefix) :]) if name.startswith(prefix) else None
         if match is not None:
             removed += _remove_dead(f"{parent}/{name}", match, own, keep)
@@ -160,6 +164,12 @@ def _remove_dead(path: str, maker: re.Match[str], own: bool, keep: Callable[[str
     finally:
         os.close(fd)
     return True
+
+
+def is_dead(path: str) -> bool:
+    """Whether path has a name as unique_name() makes them, and the process that made it is gone."""
+    match = _NAME.fullmatch(os.path.basename(path))
+    return match is not None and not _alive(match, os.lstat(path), own=False)
 
 
 def _alive(maker: re.Match[str], status: os.stat_result, own: bool) -> bool:

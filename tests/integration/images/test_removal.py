@@ -230,3 +230,27 @@ def test_removing_follows_no_link(tmp_path: Path) -> None:
     remove_tree(str(tree))
     assert not tree.exists()
     assert victim.stat().st_mode & 0o777 == 0o500
+
+
+@pytest.mark.parametrize("words", [["image", "gc"], ["gc"]])
+def test_gc_finds_what_a_killed_unpacking_left_anywhere(user: Account, words: list[str]) -> None:
+    place = user.home / "elsewhere"
+    place.mkdir()
+    os.chown(place, user.uid, user.uid)
+    left = planted(place / f"{PREFIX}{DEAD}", user.uid)
+    announced = user.runtime / "unpacking" / DEAD
+    user.run([*HPCPOD, "gc"], env=PYTHON, check=True)  # makes the run-time directory
+    announced.parent.mkdir(exist_ok=True)
+    announced.symlink_to(place)
+    for path in (announced.parent, announced):
+        os.chown(path, user.uid, user.uid, follow_symlinks=False)
+    user.run([*HPCPOD, *words], env=PYTHON, check=True)
+    assert not left.exists()
+    assert not announced.is_symlink()
+
+
+def test_unpacking_takes_its_announcement_back(user: Account) -> None:
+    reference = f"oci:{write_layout(user.home / 'layout', ONE)}"
+    command = [*HPCPOD, "image", "unpack", "--platform", "linux/amd64", reference, "out"]
+    user.run(command, env=PYTHON, check=True)
+    assert list((user.runtime / "unpacking").iterdir()) == []
