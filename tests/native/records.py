@@ -16,6 +16,7 @@ from hpcpod.model import (
     EnvSet,
     EnvUnset,
     FileStamp,
+    FuseImage,
     GeneratedFile,
     ImageConfig,
     NodePlan,
@@ -25,9 +26,9 @@ from hpcpod.model import (
     RankPlan,
     Shield,
     Tmpfs,
+    Tree,
     VerifiedImage,
 )
-from tests.unit.launcher.records import with_root
 
 
 def stamp(path: str) -> FileStamp:
@@ -37,11 +38,11 @@ def stamp(path: str) -> FileStamp:
 
 PLAN = NodePlan(
     image=VerifiedImage(
-        "oci:/images/x:latest", "sha256:" + "0" * 64, "/", Platform("linux", "amd64"), ImageConfig()
+        "oci:/images/x:latest", "sha256:" + "0" * 64, Tree("/"), Platform("linux", "amd64"), ImageConfig()
     ),
     guards=(stamp("/"), stamp("/proc/self/exe")),
     pod=PodPlan(
-        rootfs="/",
+        rootfs=Tree("/"),
         writable=1 << 20,
         mounts=(
             Bind("/dev", "/dev"),
@@ -66,10 +67,8 @@ PLAN = NodePlan(
 
 FULL = record_bytes(PLAN, stamp("/"))
 
-_FILE = stamp("/proc/self/exe")
-FUSE = with_root(
-    FULL, "fuse", _FILE.path, str(_FILE.dev), str(_FILE.ino), "sha256-0.squashfs", "/usr/bin/squashfuse_ll"
-)
+_PACKED = FuseImage("/proc/self/exe", "sha256-0.squashfs", "/usr/bin/squashfuse_ll")
+FUSE = record_bytes(replace(PLAN, pod=replace(PLAN.pod, rootfs=_PACKED)), stamp("/proc/self/exe"))
 """The same with the image as a packed file."""
 
 
