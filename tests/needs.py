@@ -84,6 +84,27 @@ def _overlay() -> str | None:
     )
 
 
+def _fuse() -> str | None:
+    return _program("squashfuse_ll", "mksquashfs")() or _tries(
+        "/dev/fuse as a plain user",
+        ["unshare", "--user", "--mount", "--map-root-user", "sh", "-c", "exec 3<>/dev/fuse"],
+    )
+
+
+def _kernel_images() -> str | None:
+    """Squashfs by a loop device, and EROFS from a plain file (Linux 6.12)."""
+    known = Path("/proc/filesystems").read_text(encoding="utf-8").split()
+    missing = [name for name in ("squashfs", "erofs") if name not in known]
+    if missing:
+        return f"file systems that this kernel lacks: {', '.join(missing)}"
+    release = tuple(int(number) for number in os.uname().release.split(".")[:2])
+    if release < (6, 12):
+        return "EROFS without a loop device: Linux 6.12 or later"
+    return _program("mksquashfs", "mkfs.erofs")() or (
+        None if Path("/dev/loop-control").exists() else "/dev/loop-control: not there"
+    )
+
+
 def _native() -> str | None:
     front = front_path()
     if not front.is_file():
@@ -138,6 +159,8 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "userns": _userns,
     "overlay": _overlay,
     "native": _native,
+    "fuse": _fuse,
+    "kernel-images": _kernel_images,
     "slurm": _slurm,
     "musl": _musl,
     "sanitizers": _sanitizers,
