@@ -89,6 +89,11 @@ int explain_exec(const char *program, int error, struct fault *f)
 	struct stat s;
 	int fd;
 
+	if (error == ENOTCONN || error == ECONNABORTED) {
+		fail(f, EXIT_CANNOT_EXECUTE, "exec", "%s: the image can no longer be read (ENOTCONN)", program);
+		fault_hint(f, "the process that serves the image to this pod was killed; the next pod gets another");
+		return -1;
+	}
 	if (!find_program(program, file, sizeof file)) {
 		fail(f, EXIT_NOT_FOUND, "not-found", "%s: no such program in the image", program);
 		if (!strchr(program, '/'))

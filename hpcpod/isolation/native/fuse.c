@@ -144,6 +144,8 @@ static int await_server(const struct op *fuse, int mounted, int said, struct fau
 	length = read(said, text, sizeof text - 1);
 	text[length > 0 ? length : 0] = '\0';
 	text[strcspn(text, "\n")] = '\0';
+	if (!text[0])
+		return fail(f, EXIT_HPCPOD, SLUG_KILLED, "packed image %s: %s was killed", fuse->word[0], fuse->word[4]);
 	return fail(f, EXIT_HPCPOD, "mount", "packed image %s: %s ended: %s", fuse->word[0], fuse->word[4], text);
 }
 
@@ -282,5 +284,5 @@ int fuse_take(int runtime, const struct record *record, int *tree, struct fault 
 		else if (make_or_wait(runtime, name, record, round > 0, f) < 0)
 			return -1;
 	}
-	return fail(f, EXIT_HPCPOD, "mount", "mount of %s: ends each time before it can be used", fuse->word[0]);
+	return fail(f, EXIT_HPCPOD, SLUG_KILLED, "mount of %s: ends each time before it can be used", fuse->word[0]);
 }
