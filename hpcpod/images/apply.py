@@ -17,15 +17,14 @@ from hpcpod.errors import ImageInvalid, ImageLimitExceeded
 from hpcpod.images.limits import NAME_COST, Limits
 from hpcpod.images.names import OPAQUE, in_aufs_directory, normal_name, whiteout_target
 from hpcpod.images.parents import Parents
+from hpcpod.images.plainfiles import CREATE, FileModes, PlainFiles
 from hpcpod.images.tarstream import Entry, Kind, TarReader
 from hpcpod.images.tree import remove_below
 from hpcpod.log import shown
 
 BLOCK = 4096
-FILE_MODE = 0o777
 DIRECTORY_MODE = 0o1777
 ROOT_MODE = 0o755
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODE_BITS = 12
 
 
@@ -49,17 +48,31 @@ class Applier:
         self._directories: dict[bytes, int] = {b"": ROOT_MODE}
         self._made: set[bytes] | None = None
         self._made_bytes = self._directory_bytes = 0
-        self._umask = _read_umask()
+        self._modes = FileModes(readable)
+        self._plain = PlainFiles(self._parents, self._modes, limits)
 
     def layer(self, entries: TarReader, *, lowest: bool) -> None:
         """Apply one layer.  The lowest has nothing below it that a whiteout could hide."""
         self._made = None if lowest else set()
         self._made_bytes = 0
+        self._parents.spellings.clear()
+        self._take_plain(entries)
         for entry in entries:
             self.entries += 1
             if self.entries > self._limits.entries:
                 raise ImageLimitExceeded(f"image: more entries than limit entries {self._limits.entries}")
             self._apply(entry, entries)
+            self._take_plain(entries)
+
+    def _take_plain(self, entries: TarReader) -> None:
+        stream = entries.at_header()
+        if stream is None:
+            return
+        plain = self._plain
+        files, disk = plain.files, plain.disk
+        plain.take(stream, self._made, self._limits.entries - self.entries)
+        self.entries += plain.files - files
+        self.disk += plain.disk - disk
 
     def close(self) -> None:
         """Release descriptors."""
@@ -102,6 +115,8 @@ class Applier:
         parent, canonical = self._parents.make(head)
         self._mark(canonical, name)
         if entry.kind is Kind.FILE:
+            spelling = entry.name.rpartition(b"/")[0]
+            self._parents.spellings[spelling] = (parent, canonical + b"/" if canonical else b"")
             self._file(entry, data, parent, name)
         elif entry.kind is Kind.DIRECTORY:
             self._directory(entry, parent, canonical, name)
@@ -152,19 +167,17 @@ class Applier:
             )
 
     def _file(self, entry: Entry, data: TarReader, parent: int, name: bytes) -> None:
-        mode = entry.mode & FILE_MODE | self._readable
-        if mode & 0o111:
-            mode |= self._readable >> 2
+        mode, masked = self._modes.of(entry.mode)
         self.disk += (entry.size + BLOCK - 1) // BLOCK * BLOCK
         try:
-            fd = os.open(name, _CREATE, mode, dir_fd=parent)
+            fd = os.open(name, CREATE, mode, dir_fd=parent)
         except FileExistsError:
             self._clear(parent, name)
-            fd = os.open(name, _CREATE, mode, dir_fd=parent)
+            fd = os.open(name, CREATE, mode, dir_fd=parent)
         try:
             if entry.size:
                 data.copy_data(fd)
-            if mode & self._umask:
+            if masked:
                 os.fchmod(fd, mode)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
@@ -282,9 +295,3 @@ def _lstat(name: bytes, parent: int) -> os.stat_result | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
         raise
-
-
-def _read_umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

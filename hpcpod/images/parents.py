@@ -29,7 +29,8 @@ class Parents:
     """Descriptors of directories by the path that an archive uses for them.
 
     A path may run through symlinks of the image; its canonical form is the one without.
-    on_make is told the canonical path of each directory made.
+    on_make is told the canonical path of each directory made.  spellings: descriptor, and canonical path
+    with a slash, of directories by what an archive wrote before a file's name, as long as both are good.
     """
 
     def __init__(self, root: int, limits: Limits, on_make: Callable[[bytes], None]) -> None:
@@ -38,6 +39,7 @@ class Parents:
         self._on_make = on_make
         self._open: dict[bytes, tuple[int, bytes]] = {}
         self._stale: list[int] = []
+        self.spellings: dict[bytes, tuple[int, bytes]] = {}
 
     def make(self, path: bytes) -> tuple[int, bytes]:
         """Descriptor and canonical path of a directory; it and its parents are made where missing.
@@ -83,6 +85,7 @@ class Parents:
         """
         self._stale.extend(fd for fd, _ in self._open.values())
         self._open.clear()
+        self.spellings.clear()
 
     def forget(self) -> None:
         """Close all."""

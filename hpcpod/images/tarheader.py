@@ -19,15 +19,16 @@ BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 
 _FIELDS = struct.Struct("100s8s8s8s12s12s8ss100s8s32s32s8s8s155s12s")
-_CHECKSUM_AT = 148
-_CHECKSUM_END = 156
-_BLANKS_SUM = 8 * 0x20
-_POSIX = (b"ustar\x0000", b"ustar\x00\x00\x00")
-_GNU = b"ustar  \x00"
+NAME_FIELD = 100
+CHECKSUM_AT = 148
+CHECKSUM_END = 156
+BLANKS_SUM = 8 * 0x20
+POSIX = (b"ustar\x0000", b"ustar\x00\x00\x00")
+GNU = b"ustar  \x00"
 _V7 = bytes(8)
 _BASE256 = 0x80
 _BASE256_NEGATIVE = 0x40
-_NO_PAD = bytes(12)
+NO_PAD = bytes(12)
 
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,9}) ")
 _PAX_NUMBER = re.compile(rb"[0-9]{1,19}")
@@ -80,16 +81,16 @@ def parse_header(block: bytes) -> RawHeader:
     (name, mode, _, _, size, mtime, checksum, kind, link, magic, _, _, _, _, prefix, pad) = _FIELDS.unpack(
         block
     )
-    total = sum(block) - sum(checksum) + _BLANKS_SUM
+    total = sum(block) - sum(checksum) + BLANKS_SUM
     if total != parse_number(checksum, "checksum"):
         raise ImageInvalid("tar header: checksum is wrong")
     name = name.partition(b"\0")[0]
-    if magic in _POSIX:
-        if pad != _NO_PAD:
+    if magic in POSIX:
+        if pad != NO_PAD:
             raise ImageInvalid("tar header: star's own format is not read")
         if prefix[0]:
             name = prefix.partition(b"\0")[0] + b"/" + name
-    elif magic not in (_GNU, _V7):
+    elif magic not in (GNU, _V7):
         raise ImageInvalid("tar header: neither ustar, GNU nor V7")
     return RawHeader(
         name,

@@ -28,7 +28,7 @@ from hpcpod.log import shown
 
 USTAR_SIZE_END = 1 << 33
 """Sizes from here on do not fit the octal field of a ustar header."""
-_MTIME_END = 1 << 37
+MTIME_END = 1 << 37
 """Seconds from 1970, either way; those beyond overflow file systems and nanosecond arithmetic."""
 
 
@@ -85,6 +85,14 @@ class ByteStream:
         self._chunk, self._position = b"", 0
         return False
 
+    def at_hand(self) -> tuple[bytes, int]:
+        """The present chunk, and where in it the next byte is; may be at its end."""
+        return self._chunk, self._position
+
+    def went_to(self, position: int) -> None:
+        """Somebody took the bytes of the present chunk up to there."""
+        self._position = position
+
     def take(self, count: int) -> bytes:
         """The next count bytes; fewer only at the end of the stream."""
         start = self._position
@@ -112,7 +120,7 @@ class ByteStream:
                 continue
             step = min(available, missing)
             if fd is not None:
-                _write_all(fd, memoryview(self._chunk)[self._position : self._position + step])
+                write_all(fd, memoryview(self._chunk)[self._position : self._position + step])
             self._position += step
             missing -= step
         return count - missing
@@ -125,7 +133,8 @@ class ByteStream:
         return clean
 
 
-def _write_all(fd: int, view: memoryview) -> None:
+def write_all(fd: int, view: memoryview) -> None:
+    """write(2) until all is written.  Raises OSError."""
     written = os.write(fd, view)
     while written < len(view):
         view = view[written:]
@@ -148,6 +157,16 @@ class TarReader:
     def copy_data(self, fd: int) -> None:
         """Write the whole data of the present entry to fd.  Raises OSError as write(2)."""
         self._consume(fd)
+
+    def at_header(self) -> ByteStream | None:
+        """The stream where the next header is, for one who takes whole entries off it; None for no tar."""
+        if type(self) is not TarReader:
+            return None
+        if self._data:
+            self._consume(None)
+        if self._padding:
+            self._padding -= self._stream.copy(self._padding, None)
+        return self._stream
 
     def _consume(self, fd: int | None) -> None:
         count, self._data = self._data, 0
@@ -182,7 +201,7 @@ class TarReader:
         self._padding = -size % BLOCK
 
     def _plain(self, header: RawHeader) -> Entry:
-        if abs(header.mtime) >= _MTIME_END:
+        if abs(header.mtime) >= MTIME_END:
             raise ImageInvalid(f"tar entry {shown(header.name)}: mtime out of range")
         return self._entry(header, header.name, header.link, header.size, header.mtime * NANOSECONDS)
 
@@ -252,7 +271,7 @@ class TarReader:
             if header.size != size and (size < USTAR_SIZE_END or header.size >= USTAR_SIZE_END):
                 raise ImageInvalid(f"tar entry {shown(name)}: two sizes, {header.size} and {size}")
         mtime_ns = pax_time(records[b"mtime"]) if b"mtime" in records else header.mtime * NANOSECONDS
-        if abs(mtime_ns) >= _MTIME_END * NANOSECONDS:
+        if abs(mtime_ns) >= MTIME_END * NANOSECONDS:
             raise ImageInvalid(f"tar entry {shown(name)}: mtime out of range")
         return self._entry(header, name, link, size, mtime_ns)
 
