@@ -182,7 +182,7 @@ def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
     facts = summarise(rootfs, described.config.config)
     disk, sha256 = unpacked.disk, ""
     if form is not Form.DIRECTORY:
-        owner = (0, 0) if store.site else (os.geteuid(), os.getegid())
+        owner = (0, 0)  # root for the kernel; where a user mounts it, the user is called 0 (native/fuse.c)
         sha256, disk = pack(form, form_facts(store.directory, site=store.site), rootfs, owner, embryo.beat)
     meta = StoredImage(
         digest=described.digest,
