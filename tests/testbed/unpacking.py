@@ -99,7 +99,7 @@ class Unpacking:
         """Start the command; before: words in front of it."""
         words = [sys.executable, "-m", "hpcpod", "image", "unpack", "--platform", "linux/amd64", *options]
         given = {"PYTHONPATH": PACKAGES, "TMPDIR": str(self.home / "tmp"), **(env or {})}
-        argv = [*before, *words, reference, destination or str(self.target)]
+        argv = [*before, *words, reference, str(self.target) if destination is None else destination]
         return self.account.start(argv, env=given, stdout=subprocess.DEVNULL, **more)
 
     def run(self, reference: str, destination: str | None = None, *, files: int = 1024, **more: Any) -> Ended:
@@ -148,7 +148,7 @@ class Unpacking:
             str(path): _look(path)
             for top in (self.home, self.inputs, self.place)
             for path in top.iterdir()
-            if path.is_dir() and path not in (self.place, self.target)
+            if path.is_dir() and not path.is_symlink() and path not in (self.place, self.target)
         }
         names = {str(top): sorted(set(os.listdir(top)) - {"out"}) for top in (self.home, self.place)}
         return left | names
@@ -158,7 +158,7 @@ class Unpacking:
         ended = self.run(reference, destination, **more)
         assert ended.status == 125, f"accepted: {scan(self.target)}"
         assert ended.slug and ended.slug.startswith("image-"), ended.said
-        assert not os.path.lexists(destination or self.target)
+        assert not os.path.lexists(self.target)
         assert ended.peak < MEMORY, ended.peak
         return ended
 
@@ -167,7 +167,7 @@ class Unpacking:
         ended = self.run(reference, destination, **more)
         assert ended.status == 0, ended.said
         assert ended.peak < MEMORY, ended.peak
-        top = Path(destination or self.target)
+        top = Path(more.get("cwd", "/")) / (destination or self.target)
         check_tree(top, self.account.uid)
         return scan(top)
 
