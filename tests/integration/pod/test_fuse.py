@@ -102,6 +102,21 @@ def test_another_group_of_processes_has_a_mount_of_its_own(packed: Packed) -> No
     assert end(run)[0] == 0
 
 
+def test_by_the_command_line(plain_pods: Pods) -> None:
+    """``--rootfs=squashfs``: packed, verified and mounted once, whoever asks first."""
+    plain_pods.store = plain_pods.account.store
+    words = ("sh", "-c", "stat -c '%u %a' /root; grep ' / / ' /proc/self/mountinfo")
+    options = ["--rootfs=squashfs"]
+    runs = [plain_pods.start(*words, options=options, env=step(n, 4) if n < 4 else {}) for n in range(8)]
+    for run in runs:
+        out, err = run.communicate(timeout=60)
+        assert (run.returncode, err) == (0, "")
+        assert out.startswith(f"{plain_pods.account.uid} 700\n") and FUSE in out
+    assert len(list((plain_pods.runtime / "mounts").iterdir())) == 1
+    (file,) = plain_pods.store.glob("images/sha256-*.squashfs/rootfs.squashfs")
+    Packed(plain_pods, plain_pods.store, file).wait_gone()
+
+
 # ------------------------------------------------------------------ what it is like inside
 
 
