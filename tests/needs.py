@@ -105,6 +105,16 @@ def _kernel_images() -> str | None:
     )
 
 
+def control_group() -> Path | None:
+    """A hierarchy of control groups by which schedulers end steps and in which root can make groups."""
+    places = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/freezer")
+    return next((path for path in map(Path, places) if os.access(path / "cgroup.procs", os.W_OK)), None)
+
+
+def _cgroup() -> str | None:
+    return None if control_group() else "no control group that this user can write to"
+
+
 def _native() -> str | None:
     front = front_path()
     if not front.is_file():
@@ -160,6 +170,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "overlay": _overlay,
     "native": _native,
     "fuse": _fuse,
+    "cgroup": _cgroup,
     "kernel-images": _kernel_images,
     "slurm": _slurm,
     "musl": _musl,
@@ -171,6 +182,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "openmpi": _program("mpicc.openmpi", "mpirun.openmpi"),
     "umoci": _program("umoci"),
     "skopeo": _program("skopeo"),
+    "squashfs-tools": _program("mksquashfs", "unsquashfs"),
     "mmdebstrap": _program("mmdebstrap"),
     "bsdtar": _program("bsdtar"),
     "zstd": _program("zstd"),

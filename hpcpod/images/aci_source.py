@@ -87,7 +87,7 @@ class AciSource(FileSource):
         from hpcpod.images.unpack import Unpacked
 
         scanned, budget = self._scan(), Budget(self._limits)
-        with filling(directory, scanned.data, self._limits, progress, readable) as applier:
+        with filling(directory, (scanned.data, self._size), self._limits, progress, readable) as applier:
             try:
                 self._apply(scanned, applier, budget, progress)
             except ImageInvalid as error:

@@ -15,18 +15,19 @@ from hpcpod.log import Progress
 
 @contextmanager
 def filling(
-    directory: str, needed: int, limits: Limits, progress: Progress, readable: int = 0
+    directory: str, sizes: tuple[int, int], limits: Limits, progress: Progress, readable: int = 0
 ) -> Iterator[Applier]:
     """Give an Applier on the empty directory; directories get their modes when the body ends well.
 
-    needed: bytes of the tree's files, for a refusal before work starts, and for the progress.  readable: as
-    for Applier.  On an error the directory holds part of a tree: the caller removes it.  Raises StoreFull,
-    StoreUnusable, and what the body raises.
+    sizes: the least bytes that this takes on the disk, for a refusal before work starts, and how many the
+    progress will be told of, 0 for unknown.  readable: as for Applier.  On an error the directory holds part
+    of a tree: the caller removes it.  Raises StoreFull, StoreUnusable, and what the body raises.
     """
+    needed, total = sizes
     check_space(directory, needed)
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     applier = Applier(root, limits, readable)
-    progress.begin("unpacking", needed)
+    progress.begin("unpacking", total)
     try:
         yield applier
         applier.finish()

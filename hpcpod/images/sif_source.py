@@ -77,7 +77,7 @@ class SifSource(FileSource):
 
         assert self._found is not None, "describe() comes first"
         budget, root = Budget(self._limits), self._root(self._found[0])
-        with filling(directory, 2 * self._size, self._limits, progress, readable) as applier:
+        with filling(directory, (2 * self._size, 0), self._limits, progress, readable) as applier:
             copy = _private_file(directory)
             try:
                 self._copy(copy)

@@ -32,7 +32,7 @@ def check(data: bytes) -> None:
             raise Broken(f"{written} bytes written, {budget.used} counted")
 
     image = Squashfs(lambda at, count: data[at : at + count], len(data), SMALL)
-    with filling(place.make(), 0, SMALL, Silent()) as applier:
+    with filling(place.make(), (0, 0), SMALL, Silent()) as applier:
         applier.layer(SquashTree(image, SMALL, budget.spend, advance), lowest=True)
     place.check_tree(SMALL)
 
