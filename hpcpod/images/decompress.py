@@ -23,6 +23,8 @@ OUT_CHUNK = 4 * 1024 * 1024
 _ZSTD_CHUNK = 1024 * 1024
 _GZIP_WBITS = 31
 _GZIP_STEP = 4096
+_GZIP_FLAGS_END = 4
+_GZIP_RESERVED = 0xE0
 
 
 def decompress(compression: Compression, chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
@@ -44,13 +46,16 @@ def _gunzip(chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
     broken = cast("type[Exception]", isal_zlib.error)
     member: _Inflate | None = isal_zlib.decompressobj(wbits=_GZIP_WBITS)
     produced = empty = 0
+    head = b""
     step = RAW_CHUNK
     for chunk in chunks:
         position = 0
         while position < len(chunk):
             if member is None:
-                member, produced = isal_zlib.decompressobj(wbits=_GZIP_WBITS), 0
+                member, produced, head = isal_zlib.decompressobj(wbits=_GZIP_WBITS), 0, b""
             piece = chunk if step >= len(chunk) and not position else chunk[position : position + step]
+            if len(head) < _GZIP_FLAGS_END:
+                head = _checked_head(head + piece[: _GZIP_FLAGS_END - len(head)])
             try:
                 out = member.decompress(piece, OUT_CHUNK)
             except broken as error:
@@ -71,6 +76,13 @@ def _gunzip(chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
             position += used
     if member is not None:
         raise ImageInvalid("layer: gzip ends too early")
+
+
+def _checked_head(head: bytes) -> bytes:
+    """The first bytes of a member.  ISA-L passes over what RFC 1952 (2.3.1.2) says must be an error."""
+    if len(head) == _GZIP_FLAGS_END and head[-1] & _GZIP_RESERVED:
+        raise ImageInvalid("layer: not gzip, or broken: reserved flags in a header")
+    return head
 
 
 class _Inflate(Protocol):

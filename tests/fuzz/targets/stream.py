@@ -109,6 +109,10 @@ TARGET = Target(
         "runs": b"\7" + zst(b"a" * 5000) + zst(bytes(300)),
         "pieces": b"\1" + zst(TEXT) + SKIPPABLE,
     },
+    known={
+        "reserved gzip flag": b"\4" + gz(TEXT) + gz(b"x")[:3] + b"\x40" + gz(b"x")[4:],
+        "reserved gzip flag, in pieces": b"\0" + gz(b"x")[:3] + b"\x80" + gz(b"x")[4:],
+    },
     longest=2048,
     words=(b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18", SKIPPABLE, gz(b""), zst(b"")),
     runs=5000,

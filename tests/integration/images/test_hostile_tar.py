@@ -193,6 +193,7 @@ COMPRESSED_BAD = {
     "gzip: zeros behind": ("gzip", gz(PLAIN) + bytes(512)),
     "gzip: half a member behind": ("gzip", gz(PLAIN) + gz(b"")[:5]),
     "gzip: zlib": ("gzip", b"\x78\x9c" + gz(PLAIN)[10:]),
+    "gzip: reserved flag": ("gzip", gz(PLAIN)[:3] + b"\x20" + gz(PLAIN)[4:]),
     "zstd: is gzip": ("zstd", gz(PLAIN)),
     "zstd: is plain": ("zstd", PLAIN),
     "zstd: cut checksum": ("zstd", ZSTD[:-1]),
