@@ -46,7 +46,7 @@ def _fuzz(name: str, asked: argparse.Namespace) -> None:
     _write_words(target, work / "words")
     options = [
         f"-artifact_prefix={corpus}/",
-        f"-dict={work}/words",
+        *([f"-dict={work}/words"] if target.words else []),
         f"-max_len={target.longest}",
         f"-rss_limit_mb={MEMORY >> 20}",
         f"-timeout={SECONDS}",

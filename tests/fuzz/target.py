@@ -51,6 +51,7 @@ class Target:
 
     run: raises Broken, or anything, for a finding.  seeds: inputs to start from, by name.  known: inputs that
     once were findings.  longest: bytes of an input.  words: tokens for libFuzzer's dictionary.
+    runs: inputs of a bounded run, some seconds.  tools: needs (tests/needs.py) beside atheris.
     """
 
     run: Callable[[bytes], None]
@@ -59,6 +60,7 @@ class Target:
     longest: int = 4096
     words: tuple[bytes, ...] = ()
     runs: int = 2000
+    tools: tuple[str, ...] = ()
 
 
 def targets() -> dict[str, Target]:

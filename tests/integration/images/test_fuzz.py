@@ -15,7 +15,7 @@ from tests.fuzz.target import targets
 
 TARGETS = targets()
 INPUTS = [
-    pytest.param(name, data, id=f"{name}: {what}")
+    pytest.param(name, data, id=f"{name}: {what}", marks=pytest.mark.needs(*target.tools))
     for name, target in TARGETS.items()
     for what, data in {**target.seeds, **target.known}.items()
 ]
@@ -27,7 +27,9 @@ def test_inputs(name: str, data: bytes) -> None:
 
 
 @pytest.mark.needs("atheris")
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.needs(*target.tools)) for name, target in TARGETS.items()]
+)
 def test_bounded_run(name: str, tmp_path: Path) -> None:
     # A shell between: the peak of memory that libFuzzer looks at would be this process's own (getrusage(2)).
     shell = ["sh", "-c", '"$@"; exit $?', "sh"]
