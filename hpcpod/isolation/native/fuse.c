@@ -57,9 +57,10 @@ static void read_groups(char *out, size_t size)
 }
 
 /*
- * What a scheduler kills at the end of one step must not hold the mount of another: one mount for each control group.
- * The kernel lets in only who has the user and the group of the mounter (fuse(4) without allow_other), and only who is
- * in the user namespace above it can enter its holder's.
+ * One mount for each file: the site's and the user's store may both have the image, and each was verified by itself.
+ * What a scheduler kills at the end of one step must not hold the mount of another: one for each control group.  The
+ * kernel lets in only who has the user and the group of the mounter (fuse(4) without allow_other), and only who is in
+ * the user namespace above it can enter its holder's.
  */
 static int name_mount(const struct op *fuse, char *out, size_t size, struct fault *f)
 {
@@ -72,7 +73,7 @@ static int name_mount(const struct op *fuse, char *out, size_t size, struct faul
 	snprintf(group, sizeof group, "%u", getegid());
 	if (readlink("/proc/self/ns/user", user, sizeof user - 1) < 0)
 		user[0] = '\0';
-	hash_words((const char *const[]){groups, group, user, NULL}, hash);
+	hash_words((const char *const[]){fuse->word[1], fuse->word[2], groups, group, user, NULL}, hash);
 	snprintf(out, size, "%s-%.12s", name, hash);
 	return 0;
 }

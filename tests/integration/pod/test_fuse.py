@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -10,9 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import needs
 from tests.integration.pod.conftest import Pods, alive, member, step
 from tests.integration.pod.packed import Packed, end, packed_image
 from tests.integration.pod.test_cost import CALLS_ALONE, traced
@@ -32,9 +35,9 @@ def packed(plain_pods: Pods) -> Iterator[Packed]:
     made.wait_gone()
 
 
-def lone(packed: Packed, *options: str) -> subprocess.Popen[str]:
+def lone(packed: Packed, **more: Any) -> subprocess.Popen[str]:
     """A lone run that is in its pod when this returns, and stays until its input is closed."""
-    process = packed.pods.start("sh", "-c", "echo in; cat", options=options, stdin=subprocess.PIPE)
+    process = packed.pods.start("sh", "-c", "echo in; cat", stdin=subprocess.PIPE, **more)
     assert process.stdout is not None and process.stdout.readline() == "in\n", process.communicate()
     return process
 
@@ -89,10 +92,36 @@ def test_the_mount_stays_as_long_as_a_pod(packed: Packed) -> None:
     assert end(run)[0] == 0
 
 
-def test_another_group_of_processes_has_a_mount_of_its_own(packed: Packed) -> None:
+@pytest.mark.needs("root", "cgroup")
+def test_what_a_scheduler_kills_with_one_step_is_not_another_s(packed: Packed) -> None:
+    """Processes of another control group have a mount of their own; tasks of one step share it."""
+    top = needs.control_group()
+    assert top is not None
+    step_group = top / f"hpcpod-test-{os.getpid()}"
+    groups = [step_group, step_group / "task_0", step_group / "task_1"]
+    for group in groups:
+        group.mkdir()
+    try:
+        runs = [
+            lone(packed),
+            *(lone(packed, preexec_fn=functools.partial(enter, group)) for group in groups[1:]),
+        ]
+        assert len(packed.entries()) == len(packed.servers()) == 2
+        assert [end(run)[0] for run in runs] == [0, 0, 0]
+        packed.wait_gone()
+    finally:
+        for group in reversed(groups):
+            group.rmdir()
+
+
+def enter(group: Path) -> None:
+    """Put this process into the control group."""
+    (group / "cgroup.procs").write_text("0")
+
+
+@pytest.mark.needs("root")
+def test_another_group_of_the_user_has_a_mount_of_its_own(packed: Packed) -> None:
     """The group of the mounter is the only one that the kernel lets in."""
-    if os.geteuid() != 0:
-        pytest.skip("only root becomes another group")
     run = lone(packed)
     before = ["setpriv", "--reuid=1001", "--regid=1002", "--clear-groups"]
     words = [*before, *packed.pods.words(["true"])]
