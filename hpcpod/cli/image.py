@@ -59,7 +59,7 @@ def image() -> None:
 
 
 def _limits(max_bytes: str | None = None) -> Limits:
-    limits = configured(read_settings(os.environ).limits)
+    limits = configured(read_settings(os.environ))
     if max_bytes is None:
         return limits
     return replace(limits, bytes_out=parse_size(max_bytes, "option --max-bytes"))

@@ -26,7 +26,6 @@ from hpcpod.images.upkeep import pin as pin_image
 from hpcpod.images.upkeep import unpin as unpin_image
 from hpcpod.launcher.sweep import sweep as sweep_runtime
 from hpcpod.log import StderrProgress, shown, size
-from hpcpod.model import Form
 from hpcpod.settings import read_settings
 
 _SITE = click.option("--site", is_flag=True, help="In the site's store, as root.")
@@ -149,7 +148,7 @@ def _df_json(store: Store, limit: int | None, images: list[collect.Candidate]) -
 def why(name: str, as_json: bool) -> None:
     """Say why an image is in a store, or is not, in which form, and what would become of it."""
     settings = read_settings(os.environ)
-    facts = explain(stores(), name, settings, configured(settings.limits))
+    facts = explain(stores(), name, settings, configured(settings))
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -177,7 +176,7 @@ def unpin(names: tuple[str, ...], site: bool) -> None:
 
 def _each(names: tuple[str, ...], site: bool, change: object) -> None:
     store = chosen_store(site)
-    limits = configured(read_settings(os.environ).limits)
+    limits = configured(read_settings(os.environ))
     for image in dict.fromkeys(image for name in names for image in find_stored(store, name, limits)):
         assert callable(change)
         change(store, image)
@@ -206,7 +205,7 @@ def mount(reference: str, lease: str, rootfs: str) -> None:
     order = Order(
         reference,
         platform_of(os.uname().machine),
-        configured(settings.limits),
+        configured(settings),
         StderrProgress(),
         store.locks,
         settings,
@@ -232,8 +231,7 @@ def umount(name: str | None, lease: str, everything: bool) -> None:
     if name is None:
         released = mounts.release(store, lease)
     else:
-        found = find_stored(store, name, configured(settings.limits))
-        packed = [image for image in found if image.form != Form.DIRECTORY.value]
-        released = [entry for image in packed for entry in mounts.release(store, lease, image.name)]
+        found = find_stored(store, name, configured(settings))
+        released = [entry for image in found for entry in mounts.release(store, lease, image.name)]
     for entry in released:
         click.echo(entry)

@@ -44,7 +44,7 @@ def _store_name(store: Store) -> str:
 
 def _absent(store: Store, settings: Settings) -> dict[str, object]:
     facts = form_facts(store.directory, site=store.site)
-    form, reason = choose(parse_form(settings.rootfs, "rootfs"), facts)
+    form, reason = choose(None, facts, parse_form(settings.rootfs, "rootfs"))
     filler = "root puts images there (image pull --site)" if store.site else "run or image pull puts it there"
     return {
         "store": _store_name(store),
@@ -82,4 +82,8 @@ def _mounted(store: Store, image: StoredImage) -> str:
     if not store.site:
         return "by one FUSE server of yours while pods run from it"
     place = store.mount_point(image.digest, form)
-    return place if is_mounted(place) and os.path.isdir(place) else "no"
+    if is_mounted(place) and os.path.isdir(place):
+        return place
+    if form is Form.EROFS:
+        return "no: only root mounts it (image mount); users' own runs unpack a copy of their own"
+    return "no: only root mounts it for all (image mount); users' runs show it by FUSE"

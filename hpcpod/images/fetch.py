@@ -56,10 +56,8 @@ def fetch(store: Store, source: Source, digest: str, order: Order) -> tuple[Veri
     documents), ``unpack`` (the layers, verified while they are written, to the rename).
     """
     before = time.time_ns()
-    form, why = choose(
-        order.form or parse_form(order.settings.rootfs, "rootfs"),
-        form_facts(store.directory, site=store.site),
-    )
+    facts = form_facts(store.directory, site=store.site)
+    form, why = choose(order.form, facts, parse_form(order.settings.rootfs, "rootfs"))
     with locked(store, entry_name(digest, form), order) as waited:
         start = time.time_ns()
         phases = (Phase("wait", before, start),) if waited else ()

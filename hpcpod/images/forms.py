@@ -75,8 +75,10 @@ def obstacle(form: Form, facts: FormFacts) -> str:
     return next((reason for there, reason in needs[form] if not there), "")
 
 
-def choose(wanted: Form | None, facts: FormFacts) -> tuple[Form, str]:
+def choose(wanted: Form | None, facts: FormFacts, preferred: Form | None = None) -> tuple[Form, str]:
     """The form to make, and why, in a few words.  Raises StoreUnusable for a wanted one that cannot be.
+
+    preferred: what the site would have where it can be, and nothing is wanted.
 
     The site's store: one file per image, mounted once by the kernel for all users; erofs before squashfs, as
     it needs no loop device and less memory.  A user's store: a directory, which starts fastest without root;
@@ -87,6 +89,8 @@ def choose(wanted: Form | None, facts: FormFacts) -> tuple[Form, str]:
         if reason:
             raise StoreUnusable(f"rootfs {wanted.value}: {reason}", hint="--rootfs=auto takes what is there")
         return wanted, "asked for"
+    if preferred is not None and not obstacle(preferred, facts):
+        return preferred, "preferred by hpcpod.toml"
     return _best_for_site(facts) if facts.site else _best_for_user(facts)
 
 

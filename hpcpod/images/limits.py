@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from hpcpod.errors import UsageError
 from hpcpod.frozen import frozen, replace
+from hpcpod.settings import Settings
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -64,14 +65,14 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-def configured(changes: tuple[tuple[str, int], ...]) -> Limits:
+def configured(settings: Settings) -> Limits:
     """The limits with the fields that a site changed ([limits] of hpcpod.toml).  Raises UsageError."""
-    if not changes:
+    if not settings.limits:
         return DEFAULT_LIMITS
-    for name, _ in changes:
+    for name, _ in settings.limits:
         if name not in Limits.__match_args__:
             raise UsageError(
-                f"configuration: [limits] {name}: unknown",
+                f"configuration {settings.stamp.path if settings.stamp else ''}: [limits] {name}: unknown",
                 hint=f"limits are: {', '.join(Limits.__match_args__)}",
             )
-    return replace(DEFAULT_LIMITS, **dict(changes))
+    return replace(DEFAULT_LIMITS, **dict(settings.limits))

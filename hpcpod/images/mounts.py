@@ -36,22 +36,23 @@ _LEASE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 def mount(store: SiteStore, image: StoredImage, lease: str) -> str:
     """Have an image mounted for a lease; where.  Raises UsageError, ImageDigestMismatch, StoreUnusable.
 
-    A directory needs no mount: then its tree's path is the answer, and there is no lease.
+    A directory needs no mount: then its tree's path is the answer, and the lease keeps it from collection.
     """
     form = Form(image.form)
-    if form is Form.DIRECTORY:
-        return store.content(image.digest, form)
     if not _LEASE.fullmatch(lease):
         raise UsageError(
             f"lease {shown(lease)}: not a name", hint="letters, digits, _ . - and at most 128 of them"
         )
-    place = store.mount_point(image.digest, form)
+    packed = form is not Form.DIRECTORY
+    place = store.mount_point(image.digest, form) if packed else store.content(image.digest, form)
     with _locked(store, image.name):
         try:
             _add_lease(store, image.name, lease)
-            if not is_mounted(place):
+            os.utime(store.path(image.digest, form))  # used now (usage.last_used)
+            if packed and not is_mounted(place):
                 _mount(store, image, form, place)
         except OSError as error:
+            _drop_lease(store, image.name, lease)
             _release_unused(store, image.name)
             code = errno.errorcode.get(error.errno or 0, "error")
             raise StoreUnusable(

@@ -19,6 +19,12 @@ def remove_entry(store: Store, image: StoredImage) -> None:
     Killed in the middle, it leaves garbage in this process's name, which any later command removes.
     """
     store.tidy()
+    holders = usage.leases(store, image)
+    if holders:
+        raise ImageInUse(
+            f"image {image.digest}: mounted for {', '.join(holders)}",
+            hint=f"hpcpod image umount --lease {holders[0]} {image.digest} releases it",
+        )
     _refuse_if_used(image, usage.user_of(store, image, usage.read_mounts()))
     store.dispose(take_out(store, image))
 

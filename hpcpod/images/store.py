@@ -257,14 +257,17 @@ def check_version(store: Store) -> bool:
     return True
 
 
-def make_store(store: Store, mode: int = 0o700) -> None:
-    """Make the directories, then the version file, which says that they are there.  Raises StoreUnusable."""
+def make_store(store: Store, mode: int = 0o700, scratch: str = "") -> None:
+    """Make the directories, then the version file, which says that they are there.  Raises StoreUnusable.
+
+    scratch: where the version file is made; empty for tmp/.
+    """
     from hpcpod.images.embryo import make_embryo
 
     try:
         for path in (store.images, store.tmp, store.garbage):
             os.makedirs(path, mode, exist_ok=True)
-        embryo = make_embryo(store.tmp)  # what a killed process leaves is swept from there
+        embryo = make_embryo(scratch or store.tmp)  # what a killed process leaves is swept from there
         fd = os.open("version", os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o644, dir_fd=embryo.fd)
         try:
             os.write(fd, b"%d\n" % VERSION)

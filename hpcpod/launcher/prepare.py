@@ -47,7 +47,7 @@ def plan_node(
         environment=environment,
         uid=uid,
         platform=parse_platform(request.platform) if request.platform else None,
-        limits=configured(site.limits),
+        limits=configured(site),
         progress=progress,
         settings=site,
         form=parse_form(request.rootfs, "option --rootfs"),
