@@ -25,6 +25,7 @@ KIND = "ImageManifest"
 TITLE = "org.opencontainers.image.title"
 """The label of a configuration that holds the image's name."""
 _PATHS = 1_000_000
+_IGNORED = ("eventHandlers", "isolators", "ports", "supplementaryGIDs")
 _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _WORD = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _NOT_FIRST = frozenset(("", *"0123456789.-"))
@@ -47,7 +48,11 @@ _ARCHITECTURES = {
 
 @frozen
 class App:
-    """How to execute the image.  user, group: names, numbers, or a path whose owner is meant."""
+    """How to execute the image.
+
+    user, group: names, numbers, or a path whose owner is meant.  ignored: fields that it has and a pod does
+    not act on.
+    """
 
     exec: tuple[str, ...]
     user: str
@@ -55,6 +60,7 @@ class App:
     workdir: str
     environment: tuple[tuple[str, str], ...]
     mount_points: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
 @frozen
@@ -134,6 +140,7 @@ def _app(fields: Fields, limits: Limits) -> App:
         workdir=workdir,
         environment=_pairs(fields, "environment", _is_variable, limits),
         mount_points=points,
+        ignored=tuple(key for key in _IGNORED if fields.has(key)),
     )
 
 

@@ -78,7 +78,14 @@ class AciSource(FileSource):
         raw = image_config(manifest, built_for, scanned.layer.diff_id)
         config = parse_config(raw, f"{self.name}: configuration", self._limits)
         part = Part(scanned.layer.blob.digest, scanned.layer.compression.value, self._size)
-        return Described(scanned.layer.diff_id, (part,), config, scanned.manifest_bytes, raw)
+        return Described(
+            digest=scanned.layer.diff_id,
+            parts=(part,),
+            config=config,
+            manifest_bytes=scanned.manifest_bytes,
+            config_bytes=raw,
+            details=(("ignored", manifest.app.ignored if manifest.app else ()),),
+        )
 
     def unpack(self, directory: str, progress: Progress, readable: int = 0) -> Unpacked:
         """Unpack what lies below rootfs/ in the tar, as far as the manifest's white list lets it."""

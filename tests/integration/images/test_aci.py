@@ -129,6 +129,13 @@ def test_dependencies_are_said_to_be_missing(plain_place: Place) -> None:
     assert "depends on example.com/base" in outcome.message
 
 
+def test_what_a_pod_does_not_do_is_shown(user: Account) -> None:
+    isolators = [{"name": "resource/memory", "value": {"limit": "1G"}}]
+    app = {"exec": ["/a"], "user": "0", "group": "0", "isolators": isolators, "ports": []}
+    reference = written(user, aci(ROOTFS, manifest=manifest(app=app)))
+    assert "ignored     isolators\n            ports\n" in command(user, "image", "inspect", reference).stdout
+
+
 def test_images_for_other_machines(plain_place: Place) -> None:
     labels = [{"name": "os", "value": "linux"}, {"name": "arch", "value": "s390x"}]
     image = aci(ROOTFS, manifest=manifest(labels=labels))
