@@ -54,6 +54,9 @@ IMAGES = {
 }
 """What is pulled and unpacked.  one: each kind of thing that an unpacker does; two: another one, small."""
 
+_AGED = ("locks", "verified")
+"""Folders of the run-time directory whose small files are used again, and go when they are old."""
+
 _VARIES = ("when", "seconds", "why", "reference")
 """Fields of meta.json that say when and how, not what."""
 
@@ -137,10 +140,14 @@ class Rig:
         images = self.store / "images"
         return {path.name for path in images.iterdir()} if images.exists() else set()
 
+    def expected(self, name: str) -> Fingerprint:
+        """What the entry of this name must hold."""
+        return self._entries[name]
+
     def assert_whole(self, why: object = "") -> None:
         """What has a name, in the store or at the target, is all there and right.  At every moment."""
         for name in self.names():
-            wrong = difference(entry(self.store / "images" / name), self._entries[name])
+            wrong = difference(entry(self.store / "images" / name), self.expected(name))
             assert not wrong, f"{name} differs:\n{wrong}\nafter {why}"
 
     def assert_unpacked(self, name: str, why: object = "") -> None:
@@ -181,7 +188,7 @@ def leftovers(store: Path, runtime: Path) -> list[str]:
     for name in ("tmp", "garbage"):
         left += [str(path) for path in (store / name).iterdir()] if (store / name).exists() else []
     if runtime.exists():
-        left += [str(path) for path in runtime.rglob("*") if path.parent.name != "locks" and path.is_file()]
+        left += [str(path) for path in runtime.rglob("*") if path.is_file() and path.parent.name not in _AGED]
         left += [f"locked: {path}" for path in runtime.glob("locks/*") if _is_locked(path)]
     return left
 

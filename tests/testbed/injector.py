@@ -92,6 +92,11 @@ class Running:
         self._lines = connection.makefile("r", encoding="utf-8", errors="replace")
         self._end: Run | None = None
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether nobody has asked for its end yet."""
+        return self._end is None
+
     def held(self) -> str | None:
         """Wait until a rule holds the command, and return at which call; None when it ended instead."""
         message = json.loads(self._lines.readline() or "{}")
@@ -115,10 +120,14 @@ class Running:
                 self.go_on()
         return self._end
 
-    def _finish(self, message: Mapping[str, Any]) -> Run:
-        rest = json.loads(self._lines.readline() or "{}")
+    def close(self) -> None:
+        """Let go of it; one that is held dies."""
         self._lines.close()
         self._connection.close()
+
+    def _finish(self, message: Mapping[str, Any]) -> Run:
+        rest = json.loads(self._lines.readline() or "{}")
+        self.close()
         assert "rules" in message and "output" in rest, f"the server lost {self._words}: {message} {rest}"
         return Run(
             words=self._words,
@@ -139,6 +148,7 @@ class Commands:
     def __init__(self, account: Account, directory: Path, library: Path) -> None:
         self.account = account
         self._path = str(directory / "commands")
+        self._started: list[Running] = []
         self._server = subprocess.Popen(
             [sys.executable, "-P", "-m", "tests.testbed.forkserver", self._path, str(library)],
             env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{PACKAGES}:{ROOT}", "LC_ALL": "C.UTF-8"},
@@ -152,6 +162,8 @@ class Commands:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for running in self._started:
+            running.close()
         self._server.communicate()  # it ends with its standard input
 
     def start(
@@ -179,7 +191,9 @@ class Commands:
             "seconds": seconds,
         }
         connection.sendall(json.dumps(request).encode() + b"\n")
-        return Running(plain, connection)
+        self._started = [each for each in self._started if each.goes_on]
+        self._started.append(Running(plain, connection))
+        return self._started[-1]
 
     def run(self, words: Sequence[str | os.PathLike[str]], rules: Sequence[str] = (), **more: Any) -> Run:
         """Start it and wait for its end; as start()."""
