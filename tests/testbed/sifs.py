@@ -21,6 +21,7 @@ TABLE = 4096
 ARCHITECTURES = {"": b"00", "386": b"01", "amd64": b"02", "arm64": b"04", "riscv64": b"12"}
 DEFFILE, ENVIRONMENT, LABELS, PARTITION, SIGNATURE, JSON = range(0x4001, 0x4007)
 GROUP = 0xF0000000
+TIME = 1_600_000_000
 
 
 @dataclass
@@ -47,28 +48,10 @@ def partition(data: bytes, *, file_system: int = 1, use: int = 2, arch: str = "a
 def sif(objects: Sequence[Object], *, arch: str = "amd64", total: int = 48, **header: Any) -> bytes:
     """A file with these objects in a table of so many.  header: fields of it that are to be wrong."""
     start = TABLE + total * DESCRIPTOR
-    data = b""
-    table = b""
+    data = table = b""
     for number, found in enumerate(objects, 1):
         padding = -(start + len(data)) % 4096 if found.kind == PARTITION else 0
-        right = start + len(data) + padding
-        table += struct.pack(
-            "<iBIIIqqqqqqq128s384s",
-            found.kind,
-            found.used,
-            number if found.number is None else found.number,
-            GROUP | 1,
-            found.link,
-            right if found.offset is None else found.offset,
-            len(found.data) if found.size is None else found.size,
-            len(found.data) + padding if found.padded is None else found.padded,
-            1_600_000_000,
-            1_600_000_000,
-            0,
-            0,
-            found.name,
-            found.extra,
-        )
+        table += _descriptor(found, number, start + len(data) + padding, padding)
         data += bytes(padding) + found.data
     fields = {
         "launch": b"#!/usr/bin/env run-singularity\n",
@@ -76,8 +59,8 @@ def sif(objects: Sequence[Object], *, arch: str = "amd64", total: int = 48, **he
         "version": b"01",
         "arch": ARCHITECTURES.get(arch, arch.encode()),
         "identity": bytes(range(16)),
-        "created": 1_600_000_000,
-        "modified": 1_600_000_000,
+        "created": TIME,
+        "modified": TIME,
         "free": total - len(objects),
         "total": total,
         "table": TABLE,
@@ -87,6 +70,25 @@ def sif(objects: Sequence[Object], *, arch: str = "amd64", total: int = 48, **he
     } | header
     head = struct.pack("<32s10s3s3s16s8q", *fields.values())
     return head.ljust(TABLE, b"\0") + table.ljust(total * DESCRIPTOR, b"\0") + data
+
+
+def _descriptor(found: Object, number: int, offset: int, padding: int) -> bytes:
+    size = len(found.data)
+    return struct.pack(
+        "<iBIIIqqqqqqq128s384s",
+        found.kind,
+        found.used,
+        number if found.number is None else found.number,
+        GROUP | 1,
+        found.link,
+        offset if found.offset is None else found.offset,
+        size if found.size is None else found.size,
+        size + padding if found.padded is None else found.padded,
+        *(TIME, TIME),
+        *(0, 0),
+        found.name,
+        found.extra,
+    )
 
 
 # --------------------------------------------------------------------------- random valid files
