@@ -12,9 +12,12 @@ import click
 import pytest
 
 from hpcpod.cli.main import hpcpod
+from hpcpod.images.limits import DEFAULT_LIMITS
 from hpcpod.images.reference import parse_reference
 from hpcpod.launcher.options import RUN_OPTIONS
 from hpcpod.launcher.request import split_words
+from hpcpod.settings import parse_settings
+from hpcpod.sizes import parse_size
 from tests import needs
 from tests.conftest import TIERS
 from tests.lint.sources import FILES, ROOT, shown
@@ -190,3 +193,21 @@ def test_every_name_of_an_error_is_explained() -> None:
             names |= set(re.findall(r'fail(?:_errno)?\([^"]*?"([a-z-]+)", "', path.read_text()))
     assert len(names) > 20
     assert not [name for name in sorted(names) if f"`[{name}]`" not in text and f"`{name}`" not in text]
+
+
+def test_manual_page_of_the_configuration_lists_every_limit() -> None:
+    text = (MANUAL / "hpcpod.toml.5.md").read_text()
+    rows = dict(re.findall(r"^\| \*\*(\w+)\*\* \| `([^`]+)` \|", text, re.MULTILINE))
+    listed = {name: parse_size(default.strip('"').replace("_", ""), name) for name, default in rows.items()}
+    assert listed == vars(DEFAULT_LIMITS)
+
+
+def test_configuration_in_the_documentation_is_accepted() -> None:
+    examples = [
+        (shown(page), block)
+        for page in PAGES
+        for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    assert examples
+    for page, text in examples:
+        parse_settings(text.encode(), page)
