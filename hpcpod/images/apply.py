@@ -69,10 +69,12 @@ class Applier:
         if stream is None:
             return
         plain = self._plain
-        files, disk = plain.files, plain.disk
+        files, disk, names = plain.files, plain.disk, plain.names_bytes
         plain.take(stream, self._made, self._limits.entries - self.entries)
         self.entries += plain.files - files
         self.disk += plain.disk - disk
+        self._made_bytes += plain.names_bytes - names
+        self._check_names()
 
     def close(self) -> None:
         """Release descriptors."""
@@ -115,8 +117,9 @@ class Applier:
         parent, canonical = self._parents.make(head)
         self._mark(canonical, name)
         if entry.kind is Kind.FILE:
-            spelling = entry.name.rpartition(b"/")[0]
-            self._parents.spellings[spelling] = (parent, canonical + b"/" if canonical else b"")
+            spelling, _, last = entry.name.rpartition(b"/")
+            if last == name:  # not of "file/.", whose beginning is the file
+                self._parents.spellings[spelling] = (parent, canonical + b"/" if canonical else b"")
             self._file(entry, data, parent, name)
         elif entry.kind is Kind.DIRECTORY:
             self._directory(entry, parent, canonical, name)

@@ -15,7 +15,7 @@ from typing import TypeVar
 from zlib import adler32
 
 from hpcpod.errors import ImageInvalid
-from hpcpod.images.limits import Limits
+from hpcpod.images.limits import NAME_COST, Limits
 from hpcpod.images.parents import Parents
 from hpcpod.images.tarheader import (
     BLANKS_SUM,
@@ -71,11 +71,15 @@ _Plain = tuple[tuple[int, bytes], bytes, int, tuple[int, bool], tuple[int, int]]
 
 
 class PlainFiles:
-    """Takes plain files off a stream.  files, disk: how many so far, and their sizes in blocks of 4 KiB."""
+    """Takes plain files off a stream.
+
+    files, disk: how many so far, and their sizes in blocks of 4 KiB.  names_bytes: what `made` was given.
+    """
 
     def __init__(self, parents: Parents, modes: FileModes, limits: Limits) -> None:
         self.files = 0
         self.disk = 0
+        self.names_bytes = 0
         self._spellings = parents.spellings
         self._file_modes = modes
         self._most = limits.file_bytes
@@ -108,6 +112,7 @@ class PlainFiles:
                     os.close(fd)
                 if made is not None:
                     made.add(folder[1] + name)
+                    self.names_bytes += len(folder[1]) + len(name) + NAME_COST
                 position += size + 511 & -BLOCK
                 disk += size + 4095 & -DISK_BLOCK
                 files += 1

@@ -59,6 +59,9 @@ TARGET = Target(
         "replaced": LOWER + NEXT + SYMLINK + name(0) + name(2) + FILE + name(2) + DIRECTORY + name(3),
         "up": SYMLINK + name(0) + name(13, 13, 1) + FILE + name(0, 1, 2) + FILE + name(1, 0),
     },
+    known={
+        "below a file named with a dot": FILE + name(0, 9) + FILE + name(0, 1),
+    },
     longest=256,
     words=(NEXT, NEXT + FILE + name(0, 12), FILE + name(10), SYMLINK + name(0) + name(13)),
     runs=2000,

@@ -186,3 +186,8 @@ def test_many_names_take_bounded_memory(unpacking: Unpacking) -> None:
     reference = unpacking.layout(image(file(b"a"), layer))
     ended = unpacking.refused(reference, env=unpacking.limited(names_bytes=8 << 20))
     assert "names_bytes" in ended.said
+    short = b"".join(file(b"directory/%06d" % number) for number in range(20_000))
+    ended = unpacking.refused(
+        unpacking.layout(image(file(b"a"), short)), env=unpacking.limited(names_bytes=1 << 20)
+    )
+    assert "names_bytes" in ended.said

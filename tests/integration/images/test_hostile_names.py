@@ -75,8 +75,11 @@ def test_loop_is_refused(place: Place) -> None:
     place.refused(place.layout(image(symlink(b"a", b"b") + symlink(b"b", b"a") + file(b"a/x"))))
 
 
-def test_parent_that_is_a_file_is_refused(place: Place) -> None:
-    place.refused(place.layout(image(file(b"a", b"1"), file(b"a/b", b"2"))))
+@pytest.mark.parametrize("name", [b"a", b"./a", b"a/.", b"a/./."])
+@pytest.mark.parametrize("same", [False, True], ids=["next layer", "same layer"])
+def test_parent_that_is_a_file_is_refused(place: Place, name: bytes, same: bool) -> None:
+    first, second = file(name, b"1"), file(b"a/b", b"2")
+    place.refused(place.layout(image(first + second) if same else image(first, second)))
 
 
 def test_last_component_is_never_followed(place: Place) -> None:
