@@ -107,7 +107,10 @@ static int open_device(struct fault *f)
 	return -1;
 }
 
-/* default_permissions: the kernel checks modes; the user is the owner of all, whom the image's files call 0. */
+/*
+ * source: shown in mount tables, by which `hpcpod image rm` knows an image in use.  default_permissions: the kernel
+ * checks modes; the user is the owner of all, whom the image's files call 0.
+ */
 static int mount_image(int device, const char *source, struct fault *f)
 {
 	char number[16];
@@ -154,14 +157,13 @@ static int await_server(const struct op *fuse, int mounted, int said, struct fau
 static int make_mount(int runtime, const struct record *record, int *vital, struct fault *f)
 {
 	const struct op *fuse = record_op(record, OP_FUSE);
-	const char *digest = record_word(record, OP_DIGEST);
 	int image = open_image(fuse, f), device, mounted, place, said;
 
 	(void)runtime;
 	if (image < 0 || namespaces_make(CLONE_NEWUSER | CLONE_NEWNS, 0, 0, f) < 0)
 		return -1;
 	device = open_device(f);
-	mounted = device < 0 ? -1 : mount_image(device, digest ? digest : "hpcpod", f);
+	mounted = device < 0 ? -1 : mount_image(device, fuse->word[0], f);
 	if (mounted < 0)
 		return -1;
 	*vital = server_start(fuse, image, device, &said, f);

@@ -22,7 +22,7 @@ from tests.integration.pod.test_cost import CALLS_ALONE, traced
 
 pytestmark = pytest.mark.needs("plain", "userns", "native", "overlay", "fuse")
 
-FUSE = "- fuse.squashfuse sha256:"
+FUSE = "- fuse.squashfuse /"
 
 
 @pytest.fixture
@@ -146,13 +146,30 @@ def test_by_the_command_line(plain_pods: Pods) -> None:
     Packed(plain_pods, plain_pods.store, file).wait_gone()
 
 
+def test_an_image_in_use_is_known_by_its_mount(plain_pods: Pods) -> None:
+    plain_pods.store = plain_pods.account.store
+    process = plain_pods.start(
+        "sh", "-c", "echo in; cat", options=["--rootfs=squashfs"], stdin=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline() == "in\n", process.communicate()
+    words = [str(plain_pods.command), "image", "rm", plain_pods.reference]
+    env = {"HPCPOD_STORE": str(plain_pods.store)}
+    done = plain_pods.account.run(words, env=env)
+    assert done.returncode != 0 and "[image-in-use]" in done.stderr
+    assert end(process)[0] == 0
+
+
 # ------------------------------------------------------------------ what it is like inside
 
 
 def test_the_image_is_mounted_read_only_and_owned_by_the_user(packed: Packed) -> None:
     show = "grep ' / / ' /proc/self/mountinfo; stat -c '%U %u %a' /root /etc/os-release"
     lines = packed.pods.out("sh", "-c", f"{show}; ls /root && echo readable").splitlines()
-    assert FUSE in lines[0] and " ro,nosuid,nodev" in lines[0] and "default_permissions" in lines[0]
+    assert (
+        f"- fuse.squashfuse {packed.file} " in lines[0]
+        and " ro,nosuid,nodev" in lines[0]
+        and "default_permissions" in lines[0]
+    )
     uid = packed.pods.account.uid
     assert [line.split()[1:] for line in lines[1:3]] == [[str(uid), "700"], [str(uid), "644"]]
     assert lines[3] == "readable"
