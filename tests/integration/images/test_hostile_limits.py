@@ -191,3 +191,23 @@ def test_many_names_take_bounded_memory(unpacking: Unpacking) -> None:
         unpacking.layout(image(file(b"a"), short)), env=unpacking.limited(names_bytes=1 << 20)
     )
     assert "names_bytes" in ended.said
+
+
+JSON_BOMBS = {
+    "objects": b'{"a":0},',
+    "empty objects": b"{},",
+    "empty lists": b"[],",
+    "lists in lists": b"[[[[]]]],",
+    "texts": b'"\\u00ff",',
+    "wide texts": '"\U0001f600",'.encode(),
+    "numbers": b"1111111111,",
+}
+
+
+@pytest.mark.parametrize("case", JSON_BOMBS)
+def test_json_takes_bounded_memory(unpacking: Unpacking, case: str) -> None:
+    """As much as json_bytes permits, under a key that nobody reads."""
+    item = JSON_BOMBS[case]
+    many = b"[" + item * (((4 << 20) - 1000) // len(item)) + b"0]"
+    make = configured(lambda config: as_json(config)[:-1] + b', "x": ' + many + b"}")
+    unpacking.tree(make(unpacking))
