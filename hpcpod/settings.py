@@ -62,6 +62,8 @@ _KEYS = {
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """The site's settings; the defaults where there is no file.  Raises UsageError."""
     path = environment.get("HPCPOD_CONFIG") or PATH
+    if not path.startswith("/"):  # plans remember it, and are used from any directory
+        raise UsageError(f"configuration {path}: not an absolute path")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -73,9 +75,11 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     try:
         status = os.fstat(fd)
         _check_owner(path, status)
-        raw = os.read(fd, _LONGEST)
+        raw = os.read(fd, _LONGEST + 1)
     finally:
         os.close(fd)
+    if len(raw) > _LONGEST:
+        raise UsageError(f"configuration {path}: longer than {_LONGEST} bytes")
     stamp = FileStamp(
         path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     )
@@ -178,7 +182,10 @@ class _Reader:
             if not number.isdigit() or not 0 < int(number) <= _PERCENT:
                 raise self.wrong(table, "quota", "a size such as 200G, or a percentage such as 40%")
             return Quota(percent=int(number))
-        return Quota(bytes=parse_size(text, f"configuration {self._path}: [{table}] quota"))
+        bound = parse_size(text, f"configuration {self._path}: [{table}] quota")
+        if bound == 0:
+            raise self.wrong(table, "quota", "a size above 0")
+        return Quota(bytes=bound)
 
     def limits(self) -> tuple[tuple[str, int], ...]:
         found = []
