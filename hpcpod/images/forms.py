@@ -51,7 +51,11 @@ def parse_entry(name: str) -> tuple[str, Form] | None:
     """Digest and form of an entry's name; None for what is no entry."""
     stem, dot, suffix = name.partition(".")
     digest = stem.replace("-", ":", 1)
-    if not is_digest(digest) or (dot and suffix not in (Form.SQUASHFS.value, Form.EROFS.value)):
+    if (
+        ":" in name
+        or not is_digest(digest)
+        or (dot and suffix not in (Form.SQUASHFS.value, Form.EROFS.value))
+    ):
         return None
     return digest, Form(suffix) if dot else Form.DIRECTORY
 
