@@ -19,7 +19,7 @@ from hpcpod.images.fetch import Order
 from hpcpod.images.limits import configured
 from hpcpod.images.platforms import platform_of
 from hpcpod.images.removal import remove_entry
-from hpcpod.images.site import SiteStore, open_for_root, pull
+from hpcpod.images.site import SiteStore, open_for_root
 from hpcpod.images.store import Store, StoredImage, open_site, open_store
 from hpcpod.images.upkeep import find_stored
 from hpcpod.images.upkeep import pin as pin_image
@@ -211,8 +211,7 @@ def mount(reference: str, lease: str, rootfs: str) -> None:
         settings,
         parse_form(rootfs, "option --rootfs"),
     )
-    image, _ = pull(store, order)
-    click.echo(mounts.mount(store, image, lease))
+    click.echo(mounts.pull_and_mount(store, order, lease))
 
 
 @click.command()

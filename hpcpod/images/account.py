@@ -72,7 +72,7 @@ def as_account(account: Account, work: Callable[[], object]) -> Iterator[object]
     try:
         with open(answer, "rb") as file:
             raw = file.read()
-        yield _result(raw)
+        yield _result(raw, account)
     finally:
         os.close(release)
         with contextlib.suppress(ChildProcessError):
@@ -89,7 +89,6 @@ def _child(account: Account, work: Callable[[], object], answer: int, release: i
         no_new_privileges()
         die_with_parent()  # after setresuid(2), which undoes it
         os.umask(0o022)
-        os.chdir("/")
         _write(answer, _answer(work))
         os.read(release, 1)
         status = 0
@@ -111,7 +110,7 @@ def _write(fd: int, content: bytes) -> None:
     os.close(fd)
 
 
-def _result(raw: bytes) -> object:
+def _result(raw: bytes, account: Account) -> object:
     try:
         answer = json.loads(raw)
     except ValueError:
@@ -122,4 +121,6 @@ def _result(raw: bytes) -> object:
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HpcpodError)
     ]
     kind = next((kind for kind in kinds if kind.slug == answer["slug"]), HpcpodError)
-    raise kind(answer["message"], hint=answer["hint"])
+    message = answer["message"]
+    hint = f"uid {account.uid} reads it, not root" if "EACCES" in message else None
+    raise kind(message, hint=answer["hint"] or hint)

@@ -13,17 +13,15 @@ hold their own copy of the mount: unmounting here disturbs none of them.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from hpcpod.errors import StoreUnusable, UsageError
-from hpcpod.images.fetch import open_lock
+from hpcpod.images.fetch import Order
 from hpcpod.images.forms import parse_entry
 from hpcpod.images.intact import check_intact
-from hpcpod.images.site import SiteStore
+from hpcpod.images.site import SiteStore, pull
 from hpcpod.images.store import StoredImage, is_mounted
 from hpcpod.kernel import detach_mount, loop_device, mount_read_only
 from hpcpod.log import shown
@@ -31,6 +29,11 @@ from hpcpod.model import Form
 
 CHANGED = "the disk changed it; hpcpod image rm --site removes it, image pull --site makes it anew"
 _LEASE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_TRIES = 3
+
+
+class _CollectedMeanwhile(Exception):
+    """The image left the store between the look for it and the lease on it."""
 
 
 def mount(store: SiteStore, image: StoredImage, lease: str) -> str:
@@ -45,9 +48,11 @@ def mount(store: SiteStore, image: StoredImage, lease: str) -> str:
         )
     packed = form is not Form.DIRECTORY
     place = store.mount_point(image.digest, form) if packed else store.content(image.digest, form)
-    with _locked(store, image.name):
+    with store.held(image.name):
         try:
             _add_lease(store, image.name, lease)
+            if store.stored(image.digest, form) is None:
+                raise _CollectedMeanwhile
             os.utime(store.path(image.digest, form))  # used now (usage.last_used)
             if packed and not is_mounted(place):
                 _mount(store, image, form, place)
@@ -65,11 +70,20 @@ def mount(store: SiteStore, image: StoredImage, lease: str) -> str:
     return place
 
 
+def pull_and_mount(store: SiteStore, order: Order, lease: str) -> str:
+    """Have an image in the site's store and mounted for a lease; where.  Raises as pull() and mount()."""
+    for _ in range(_TRIES):
+        image, _ = pull(store, order)
+        with suppress(_CollectedMeanwhile):
+            return mount(store, image, lease)
+    raise StoreUnusable(f"site store {store.directory}: {image.digest} was removed {_TRIES} times meanwhile")
+
+
 def release(store: SiteStore, lease: str, name: str = "") -> list[str]:
     """Give up a lease, of one entry or of all; the names of what was unmounted because it was the last."""
     released = []
-    for entry in [name] if name else sorted(os.listdir(f"{store.run}/leases")):
-        with _locked(store, entry):
+    for entry in [name] if name else _entries(f"{store.run}/leases"):
+        with store.held(entry):
             _drop_lease(store, entry, lease)
             released += _release_unused(store, entry)
     return released
@@ -78,22 +92,14 @@ def release(store: SiteStore, lease: str, name: str = "") -> list[str]:
 def sweep(store: SiteStore) -> list[str]:
     """Unmount what no lease asks for: a killed command left it.  The names."""
     released = []
-    for entry in sorted(os.listdir(f"{store.run}/mounts")):
-        with _locked(store, entry):
+    for entry in sorted({*_entries(f"{store.run}/mounts"), *_entries(f"{store.run}/leases")}):
+        with store.held(entry):
             released += _release_unused(store, entry)
     return released
 
 
-@contextmanager
-def _locked(store: SiteStore, name: str) -> Iterator[None]:
-    if parse_entry(name) is None:
-        raise UsageError(f"image {shown(name)}: not the name of an entry")
-    fd = open_lock(store.locks, f"mount-{name}")
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+def _entries(directory: str) -> list[str]:
+    return sorted(name for name in os.listdir(directory) if parse_entry(name))
 
 
 def _add_lease(store: SiteStore, name: str, lease: str) -> None:
@@ -124,7 +130,7 @@ def _release_unused(store: SiteStore, name: str) -> list[str]:
 
 
 def _mount(store: SiteStore, image: StoredImage, form: Form, place: str) -> None:
-    """Compare the file with what was packed, and mount that same open file."""
+    """Compare the file with what was packed, and mount it."""
     file = os.open(store.content(image.digest, form), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         check_intact(file, image.sha256, f"{store.run}/verified", image.name, CHANGED)
@@ -132,24 +138,25 @@ def _mount(store: SiteStore, image: StoredImage, form: Form, place: str) -> None
             os.mkdir(place, 0o755)
         directory = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            _attach(form, file, directory)
+            _attach(form, store.content(image.digest, form), file, directory)
         finally:
             os.close(directory)
     finally:
         os.close(file)
 
 
-def _attach(form: Form, file: int, directory: int) -> None:
+def _attach(form: Form, path: str, file: int, directory: int) -> None:
+    """path: of the open file, which nobody but root can exchange; mount tables show it (usage.py)."""
     if form is Form.EROFS:
         try:
-            mount_read_only("erofs", f"/proc/self/fd/{file}", directory)
+            mount_read_only("erofs", path, directory)
         except OSError as error:
             if error.errno != errno.ENOTBLK:  # before Linux 6.12: only block devices
                 raise
         else:
             return
-    path, device = loop_device(file)
+    block, device = loop_device(file)
     try:
-        mount_read_only(form.value, path, directory)
+        mount_read_only(form.value, block, directory)
     finally:
         os.close(device)

@@ -19,14 +19,20 @@ def remove_entry(store: Store, image: StoredImage) -> None:
     Killed in the middle, it leaves garbage in this process's name, which any later command removes.
     """
     store.tidy()
+    with store.held(image.name):
+        _refuse_if_leased(store, image)
+        _refuse_if_used(image, usage.user_of(store, image, usage.read_mounts()))
+        gone = take_out(store, image)
+    store.dispose(gone)
+
+
+def _refuse_if_leased(store: Store, image: StoredImage) -> None:
     holders = usage.leases(store, image)
     if holders:
         raise ImageInUse(
             f"image {image.digest}: mounted for {', '.join(holders)}",
             hint=f"hpcpod image umount --lease {holders[0]} {image.digest} releases it",
         )
-    _refuse_if_used(image, usage.user_of(store, image, usage.read_mounts()))
-    store.dispose(take_out(store, image))
 
 
 def take_out(store: Store, image: StoredImage) -> str:

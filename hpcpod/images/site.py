@@ -12,17 +12,20 @@ gets its name: nobody else can change what users start, or what the kernel mount
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from hpcpod.errors import StoreUnusable
 from hpcpod.frozen import replace
 from hpcpod.images.account import Account, as_account, find_account
 from hpcpod.images.embryo import Embryo, is_dead, sweep, unique_name
-from hpcpod.images.fetch import Order, appear, fill, locked
+from hpcpod.images.fetch import Order, appear, fill, locked, open_lock
 from hpcpod.images.forms import choose, entry_name, parse_form
+from hpcpod.images.limits import Limits
 from hpcpod.images.reference import is_digest, parse_reference
 from hpcpod.images.source import open_source
 from hpcpod.images.store import (
@@ -30,26 +33,25 @@ from hpcpod.images.store import (
     FACTS,
     MANIFEST,
     META,
-    ROOTFS,
     Store,
     StoredImage,
     check_version,
+    content_name,
     make_store,
 )
+from hpcpod.images.takeover import own_tree, take_over
 from hpcpod.images.tools import form_facts
 from hpcpod.images.tree import remove_tree
 from hpcpod.images.unpack import write_error
 from hpcpod.images.usage import is_root_of_pod
-from hpcpod.model import Form
+from hpcpod.model import Form, Platform
 from hpcpod.settings import Settings
 
-OTHERS_WRITE = 0o022
-"""Permissions that nothing in the site's store has, whatever the image says: it is shared by all users."""
-_EMBRYO = re.compile(r"[A-Za-z0-9_.-]+")
+_EMBRYO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class SiteStore(Store):
-    """The site's store as root sees it.  account: who works in it."""
+    """The site's store as root sees it.  account: who works in it, and reads what users wrote."""
 
     def __init__(self, settings: Settings, account: Account) -> None:
         super().__init__(settings.site, settings.site_run)
@@ -60,20 +62,50 @@ class SiteStore(Store):
         """Directory of its locks."""
         return f"{self.run}/locks"
 
-    def tidy(self) -> None:
-        """Remove what killed processes left: of the account as the account, of root as root."""
-        with as_account(self.account, lambda: sweep(self.tmp)):
-            pass
+    def tidy(self) -> int:
+        """Remove what killed processes left, and mounts that nobody asks for any more; how many things.
+
+        What is the account's goes as the account, what is root's as root.
+        """
+        from hpcpod.images import mounts
+
+        removed = len(mounts.sweep(self))
+        with as_account(self.account, lambda: sweep(self.tmp)) as answer:
+            removed += int(str(answer))
         for name in os.listdir(self.garbage):
             path = f"{self.garbage}/{name}"
             with suppress(FileNotFoundError):  # another command was faster
                 if is_dead(path) and not is_root_of_pod(path):
                     self.dispose(path)
+                    removed += 1
+        return removed
 
     def dispose(self, path: str) -> None:
         """Delete a directory of the garbage.  Raises OSError."""
-        os.close(take_over(path))  # a killed process may have got half-way: removing wants one owner
+        own_tree(path, self.account.uid)  # a killed process may have got half-way: removing wants one owner
         remove_tree(path)
+
+    def identify(self, reference: str, platform: Platform, limits: Limits) -> str | None:
+        """As Store.identify(), by the account: it reads what users wrote."""
+        plain = Store(self.directory, self.run)
+        with as_account(self.account, lambda: plain.identify(reference, platform, limits)) as answer:
+            return None if answer is None else _checked_digest(answer)
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """While the body runs nobody else mounts, unmounts or removes the entry of this name."""
+        fd = open_lock(self.locks, f"entry-{name}")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _checked_digest(answer: object) -> str:
+    if not is_digest(str(answer)):
+        raise StoreUnusable(f"site store: {str(answer)!r} is no digest")
+    return str(answer)
 
 
 def open_for_root(settings: Settings) -> SiteStore:
@@ -83,38 +115,46 @@ def open_for_root(settings: Settings) -> SiteStore:
     if not settings.site:
         raise StoreUnusable("site store: none, by [site] store in hpcpod.toml")
     store = SiteStore(settings, find_account(settings.account))
+    os.umask(0o022)  # users read what is made from here on, whatever root's umask is
     try:
-        _make_directories(store)
+        _own_directory(store.run, 0, 0o755)
+        _own_directory(store.locks, 0, 0o700)
+        with store.held("store"):
+            _make_directories(store)
+            if not check_version(store):
+                make_store(store, 0o755, store.garbage)
     except OSError as error:
-        raise StoreUnusable(
-            f"site store {store.directory}: {os.strerror(error.errno or 0).lower()}"
-        ) from None
-    if not check_version(store):
-        make_store(store, 0o755, store.garbage)
+        what = error.filename or store.directory
+        raise StoreUnusable(f"site store: {what}: {os.strerror(error.errno or 0).lower()}") from None
     return store
 
 
 def _make_directories(store: SiteStore) -> None:
-    for path in (store.directory, store.images, store.run, f"{store.run}/mounts", f"{store.run}/leases"):
-        os.makedirs(path, 0o755, exist_ok=True)
-        _own(path, 0, 0o755)
-    for path in (store.locks, f"{store.run}/verified"):
-        os.makedirs(path, 0o700, exist_ok=True)
-        _own(path, 0, 0o700)
-    for path, uid in ((store.tmp, store.account.uid), (store.garbage, 0)):
-        with suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-        if os.lstat(path).st_uid == 0 != uid:
-            os.chown(path, store.account.uid, store.account.gid, follow_symlinks=False)
-        _own(path, uid, 0o700)
+    for path in (store.directory, store.images, f"{store.run}/mounts", f"{store.run}/leases"):
+        _own_directory(path, 0, 0o755)
+    for path in (store.garbage, f"{store.run}/verified"):
+        _own_directory(path, 0, 0o700)
+    _own_directory(store.tmp, store.account.uid, 0o700)
 
 
-def _own(path: str, uid: int, mode: int) -> None:
-    """Refuse a directory that is a link, or somebody else's; nobody but its owner writes there."""
+def _own_directory(path: str, uid: int, mode: int) -> None:
+    """Make a directory of this owner where there is none; nobody but its owner writes there.
+
+    Raises StoreUnusable for a link and for somebody else's, OSError.
+    """
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    with suppress(FileExistsError):
+        os.mkdir(path, mode)
     status = os.lstat(path)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid:
-        raise StoreUnusable(f"site store: {path}: not a directory of uid {uid}")
-    if status.st_mode & 0o777 != mode:
+    owner = status.st_uid if stat.S_ISDIR(status.st_mode) else -1
+    if owner == 0 != uid:  # made just now, or by one that was killed before it gave it away
+        os.chown(path, uid, uid, follow_symlinks=False)
+    elif owner != uid:
+        raise StoreUnusable(
+            f"site store: {path}: not a directory of uid {uid}",
+            hint="somebody else made it, or [site] account in hpcpod.toml was another; remove it",
+        )
+    if status.st_mode & 0o7777 != mode:
         os.chmod(path, mode)
 
 
@@ -124,17 +164,14 @@ def pull(store: SiteStore, order: Order) -> tuple[StoredImage, bool]:
     Of several at once, one process does the work and the others wait for it.
     """
     order = replace(order, locks=store.locks)
-    with as_account(store.account, lambda: _identify(order)) as answer:
-        digest = str(answer)
-    if not is_digest(digest):
-        raise StoreUnusable(f"site store: {digest!r} is no digest")
-    present = _present(store, digest, order)
+    forms = (order.form,) if order.form else (Form.EROFS, Form.SQUASHFS, Form.DIRECTORY)
+    digest, present = _identify(store, order, forms)
     if present is not None:
         return present, False
     preferred = parse_form(order.settings.rootfs, "rootfs")
     choice = choose(order.form, form_facts(store.directory, site=True), preferred)
     with locked(store, entry_name(digest, choice[0]), order):
-        image = _present(store, digest, order)
+        _, image = _identify(store, order, forms)  # another process may have been faster
         if image is not None:
             return image, False
         store.tidy()
@@ -145,18 +182,21 @@ def pull(store: SiteStore, order: Order) -> tuple[StoredImage, bool]:
     return image, True
 
 
-def _present(store: SiteStore, digest: str, order: Order) -> StoredImage | None:
-    """The image as it is in the store: in the form that was asked for, else in any, packed ones first."""
-    forms = (Form.EROFS, Form.SQUASHFS, Form.DIRECTORY) if order.form is None else (order.form,)
-    for form in forms:
-        if store.is_whole(entry_name(digest, form), order.limits):
-            return store.stored(digest, form)
-    return None
+def _identify(store: SiteStore, order: Order, forms: tuple[Form, ...]) -> tuple[str, StoredImage | None]:
+    """Digest of the image, and its entry in the store: of these forms the first that is there and whole."""
+    plain = Store(store.directory, store.run)
 
+    def work() -> tuple[str, str]:
+        with open_source(parse_reference(order.reference), order.limits) as source:
+            digest = source.find(order.platform)
+        whole = (form for form in forms if plain.is_whole(entry_name(digest, form), order.limits))
+        return digest, next((form.value for form in whole), "")
 
-def _identify(order: Order) -> str:
-    with open_source(parse_reference(order.reference), order.limits) as source:
-        return source.find(order.platform)
+    with as_account(store.account, work) as answer:
+        if not isinstance(answer, list) or len(answer) != 2:
+            raise StoreUnusable(f"site store: {answer!r} is no answer")
+        digest, form = _checked_digest(answer[0]), parse_form(answer[1] or "auto", "site store: form")
+    return digest, store.stored(digest, form) if form else None
 
 
 def _produce(store: SiteStore, digest: str, choice: tuple[Form, str], order: Order) -> None:
@@ -166,6 +206,7 @@ def _produce(store: SiteStore, digest: str, choice: tuple[Form, str], order: Ord
         make_room(store, int(str(answer)), order.settings, order.progress)
     with as_account(store.account, lambda: _fill(store, digest, choice, order)) as made:
         _publish(store, str(made), digest, choice[0], order)
+    store.tidy()
     enforce(store, order.settings, order.progress, keep=entry_name(digest, choice[0]))
 
 
@@ -190,68 +231,15 @@ def _publish(store: SiteStore, made: str, digest: str, form: Form, order: Order)
     path = f"{store.garbage}/{unique_name()}"
     try:
         os.rename(f"{store.tmp}/{made}", path)
-        fd = take_over(path, store.account.uid)
-        embryo = Embryo(path, fd)
+        embryo = Embryo(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
     except OSError as error:
         raise write_error(error, store.directory) from None
     try:
-        for name in _files_of(form):
-            _check_file(fd, name)
-        os.fchmod(fd, 0o755)
+        names = {MANIFEST, CONFIG, FACTS, META, content_name(form)}
+        take_over(embryo.fd, names, store.account.uid)
         appear(store, embryo, entry_name(digest, form), order.limits)
     except OSError as error:
         raise write_error(error, store.directory) from None
     finally:
-        embryo.discard()  # nothing, if it has its name
-
-
-def _files_of(form: Form) -> list[str]:
-    documents = [MANIFEST, CONFIG, FACTS, META]
-    return documents if form is Form.DIRECTORY else [*documents, f"{ROOTFS}.{form.value}"]
-
-
-def _check_file(directory: int, name: str) -> None:
-    """Everybody may read it, and nobody has another name for it."""
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise StoreUnusable(f"site store: {name}: not a plain file of its own")
-        os.fchmod(fd, 0o444)
-    finally:
-        os.close(fd)
-
-
-def take_over(path: str, owner: int | None = None) -> int:
-    """Make a tree root's, a directory before what is in it; the directory, open.  Raises OSError.
-
-    owner: whose it must be.  Links are not followed, and what has another owner is taken too: the account
-    could make no hard link to what it cannot write (proc(5), protected_hardlinks).
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    if owner is not None and os.fstat(fd).st_uid != owner:
-        os.close(fd)
-        raise StoreUnusable(f"site store: {path}: not a directory of uid {owner}")
-    _take_over(fd)
-    return fd
-
-
-def _take_over(directory: int) -> None:
-    os.fchown(directory, 0, 0)
-    os.fchmod(directory, os.fstat(directory).st_mode & 0o7777 & ~OTHERS_WRITE)
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            is_directory = entry.is_dir(follow_symlinks=False)
-            if not is_directory:
-                os.chown(entry.name, 0, 0, dir_fd=directory, follow_symlinks=False)
-                if not entry.stat(follow_symlinks=False).st_mode & OTHERS_WRITE or entry.is_symlink():
-                    continue
-            flags = os.O_RDONLY | os.O_DIRECTORY if is_directory else os.O_PATH
-            fd = os.open(entry.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-            try:
-                if is_directory:
-                    _take_over(fd)
-                else:
-                    os.chmod(f"/proc/self/fd/{fd}", os.fstat(fd).st_mode & 0o7777 & ~OTHERS_WRITE)
-            finally:
-                os.close(fd)
+        embryo.release()
+        store.dispose(path)  # nothing, if it has its name

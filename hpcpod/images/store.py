@@ -28,7 +28,7 @@ import os
 import stat
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from hpcpod.config import runtime_directory, store_directory
 from hpcpod.errors import ImageInvalid, StoreFull, StoreUnusable
@@ -104,8 +104,7 @@ class Store:
 
     def content(self, digest: str, form: Form = Form.DIRECTORY) -> str:
         """Where its tree is, or the file that holds it."""
-        suffix = "" if form is Form.DIRECTORY else f".{form.value}"
-        return f"{self.path(digest, form)}/{ROOTFS}{suffix}"
+        return f"{self.path(digest, form)}/{content_name(form)}"
 
     def mount_point(self, digest: str, form: Form) -> str:
         """Where root mounts a packed image of the site's store."""
@@ -128,10 +127,11 @@ class Store:
 
         wanted: the only form to look for; None for any.
         """
-        for form in Form if wanted is None else (wanted,):
-            meta = self.stored(digest, form)
-            rootfs = self._rootfs(meta) if meta else None
-            found = self._verified(digest, form, reference, limits, rootfs) if rootfs else None
+        images = (self.stored(digest, form) for form in (Form if wanted is None else (wanted,)))
+        usable = ((meta, rootfs) for meta in images if meta and (rootfs := self._rootfs(meta)))
+        # One that root has mounted is faster than FUSE.
+        for meta, rootfs in sorted(usable, key=lambda pair: isinstance(pair[1], FuseImage)):
+            found = self._verified(digest, Form(meta.form), reference, limits, rootfs)
             if found is not None:
                 return found
         return None
@@ -183,15 +183,32 @@ class Store:
         found = (self.stored(digest, form) for digest, form in entries)
         return tuple(sorted((meta for meta in found if meta), key=lambda meta: (-meta.when, meta.name)))
 
-    def tidy(self) -> None:
-        """Remove what killed processes left.  Trouble with it is not this command's: the next tries again."""
+    def tidy(self) -> int:
+        """Remove what killed processes left; how many things.
+
+        Trouble with it is not this command's: the next tries again.
+        """
         from hpcpod.images import embryo
         from hpcpod.images.usage import is_root_of_pod
 
+        removed = 0
         with suppress(OSError):
-            embryo.sweep(self.tmp)
+            removed += embryo.sweep(self.tmp)
         with suppress(OSError):
-            embryo.sweep(self.garbage, own=True, keep=is_root_of_pod)
+            removed += embryo.sweep(self.garbage, own=True, keep=is_root_of_pod)
+        return removed
+
+    def identify(self, reference: str, platform: Platform, limits: Limits) -> str | None:
+        """The digest that a reference means now; None where what it names is not there any more."""
+        parsed = parse_reference(reference)
+        if not os.path.exists(parsed.path):
+            return None
+        with open_source(parsed, limits) as source:
+            return source.find(platform)
+
+    def held(self, name: str) -> AbstractContextManager[None]:
+        """While the body runs nobody else mounts or removes an entry.  A user's own is mounted by nobody."""
+        return nullcontext()
 
     def dispose(self, path: str) -> None:
         """Delete a directory that was moved to the garbage.  Raises OSError."""
@@ -200,10 +217,20 @@ class Store:
         remove_tree(path)
 
 
+def content_name(form: Form) -> str:
+    """Name of the tree in an entry of this form, or of the file that holds it."""
+    return ROOTFS if form is Form.DIRECTORY else f"{ROOTFS}.{form.value}"
+
+
 def is_mounted(path: str) -> bool:
-    """Whether something is mounted on this directory of the site's run-time directory."""
+    """Whether root has mounted something on this directory of the site's run-time directory.
+
+    Only root's: a user who made a directory or a link of that name first could show others another image.
+    """
+    above = os.path.dirname(path)
     try:
-        return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+        safe = _only_root_writes(os.path.dirname(above)) and _only_root_writes(above)
+        return safe and os.lstat(path).st_dev != os.lstat(above).st_dev
     except OSError:
         return False
 
@@ -225,12 +252,15 @@ def open_store(environment: Mapping[str, str], uid: int) -> Store:
 
 
 def open_site(settings: Settings) -> Store | None:
-    """The site's store, for reading; None where there is none, or one that others than root could change."""
+    """The site's store, for reading; None where there is none that this program and user could rely on.
+
+    One that others than root could change, or of another version, is passed over: users have their own.
+    """
     store = Store(settings.site, settings.site_run)
     try:
         safe = settings.site and all(map(_only_root_writes, (store.directory, store.images)))
         return store if safe and check_version(store) else None
-    except OSError:
+    except (OSError, StoreUnusable):
         return None
 
 

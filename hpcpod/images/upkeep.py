@@ -10,8 +10,7 @@ from contextlib import suppress
 from hpcpod.errors import ImageNotFound, StoreUnusable, UsageError
 from hpcpod.images.limits import Limits
 from hpcpod.images.platforms import platform_of
-from hpcpod.images.reference import is_digest, parse_reference
-from hpcpod.images.source import open_source
+from hpcpod.images.reference import is_digest
 from hpcpod.images.store import PINNED, Store, StoredImage
 from hpcpod.log import shown
 from hpcpod.model import Form, Platform
@@ -33,7 +32,7 @@ def find_stored(
         short = name.removeprefix("sha256:").removeprefix("sha512:")
         found = {image.digest for image in images if image.digest.partition(":")[2].startswith(short)}
     else:
-        found = _by_reference(images, name, limits, platform)
+        found = _by_reference(store, images, name, limits, platform)
     if len(found) > 1:
         listed = ", ".join(sorted(found))
         raise UsageError(f"image {shown(name)}: stands for {len(found)} images of the store: {listed}")
@@ -50,16 +49,12 @@ def _is_short(name: str) -> bool:
 
 
 def _by_reference(
-    images: tuple[StoredImage, ...], name: str, limits: Limits, platform: Platform | None
+    store: Store, images: tuple[StoredImage, ...], name: str, limits: Limits, platform: Platform | None
 ) -> set[str]:
     """What the reference means now, else what was stored under it: its layout may be gone."""
-    reference = parse_reference(name)
-    wanted = platform or platform_of(os.uname().machine)
-    if os.path.exists(reference.path):
-        with open_source(reference, limits) as source:
-            digest = source.find(wanted)
-        if any(image.digest == digest for image in images):
-            return {digest}
+    digest = store.identify(name, platform or platform_of(os.uname().machine), limits)
+    if any(image.digest == digest for image in images):
+        return {str(digest)}
     return {image.digest for image in images if image.reference == name}
 
 

@@ -8,15 +8,19 @@ import os
 from collections.abc import Iterator
 
 from hpcpod.frozen import frozen
-from hpcpod.images.store import META, PINNED, Store, StoredImage
+from hpcpod.images.store import FACTS, META, PINNED, Store, StoredImage
 from hpcpod.model import Form
 
-_ROOT, _POINT, _DEVICE = 3, 4, 2
+_ROOT, _DEVICE = 3, 2
+_LOOP = "/dev/loop"
 
 
 @frozen
 class MountLine:
-    """A line of a mount table (proc(5), mountinfo): device ``major:minor``, root, what follows `` - ``."""
+    """A line of a mount table (proc(5), mountinfo): device ``major:minor``, root, what follows `` - ``.
+
+    Where the source is a loop device, its file follows.
+    """
 
     device: str
     root: str
@@ -56,9 +60,21 @@ def _lines(pid: str) -> Iterator[MountLine]:
             for line in file:
                 before, _, after = line.partition(" - ")
                 fields = before.split(" ")
-                yield MountLine(fields[_DEVICE], fields[_ROOT], after)
+                yield MountLine(fields[_DEVICE], fields[_ROOT], after + _file_of_loop(after))
     except OSError:
         return  # ended meanwhile, or another user's
+
+
+def _file_of_loop(after: str) -> str:
+    """Path of the file below a mounted loop device; empty for any other source."""
+    source = after.split(" ")[1:2]
+    if not source or not source[0].startswith(_LOOP):
+        return ""
+    try:
+        with open(f"/sys/block/{os.path.basename(source[0])}/loop/backing_file", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def user_of(store: Store, image: StoredImage, mounted: Mounted, present: str = "") -> int | None:
@@ -131,14 +147,15 @@ def _device_of(path: str) -> str:
 def last_used(store: Store, image: StoredImage) -> float:
     """When a pod was last made from an image, seconds since 1970.
 
-    Whoever makes a pod sets the time of the entry's directory.  In the site's store a user may not, but
-    reads meta.json, which the kernel notes once a day (relatime, mount(8)).
+    Whoever makes a pod sets the time of the entry's directory, and so does root who mounts one.  In the
+    site's store a user may not, but reads facts.json, which is read for nothing else, and the kernel notes
+    that once a day (relatime, mount(8)).
     """
     path = store.path(image.digest, Form(image.form))
     try:
         stamps = [os.stat(path).st_mtime]
         if store.site:
-            stamps.append(os.stat(f"{path}/{META}").st_atime)
+            stamps.append(os.stat(f"{path}/{FACTS}").st_atime)
     except OSError:
         return 0.0
     return max(stamps)

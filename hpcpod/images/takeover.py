@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making root's own what the site store's account has made, so that nobody else can change it any more.
+
+The account is not trusted: it may have hung links, may still run, may still have a file open.  A directory
+becomes root's before what is in it, after which its names stay; a file that somebody has open for writing is
+refused.  Nothing is followed, and nothing is opened that is not the account's or root's.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Collection
+
+from hpcpod.errors import StoreUnusable
+from hpcpod.log import shown
+
+_PERMISSIONS, _READ = 0o755, 0o444
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+def take_over(directory: int, names: Collection[str], uid: int) -> None:
+    """Make an entry root's: an open directory of the account's (`uid`) with exactly these names.
+
+    Users may then read all of it, and write nothing: the bits that let group and others write go.  Raises
+    StoreUnusable for anything that an entry has not, OSError.
+    """
+    _own_directory(directory, uid)
+    found = set(os.listdir(directory))
+    if found != set(names):
+        odd = ", ".join(shown(name) for name in sorted(found ^ set(names))[:3])
+        raise StoreUnusable(f"site store: an entry in the making: {odd}: more or less than it should have")
+    _take_children(directory, uid, strict=True)
+    for name in names:
+        _let_all_read(directory, name)
+    os.fchmod(directory, _PERMISSIONS)
+
+
+def own_tree(path: str, uid: int) -> None:
+    """Make a directory root's with those below it, so that root can remove it; one that is not there is none.
+
+    Raises StoreUnusable, OSError.
+    """
+    try:
+        fd = os.open(path, _DIRECTORY)
+    except FileNotFoundError:
+        return
+    try:
+        _own_directory(fd, uid)
+        _take_children(fd, uid, strict=False)
+    finally:
+        os.close(fd)
+
+
+def _take_children(directory: int, uid: int, *, strict: bool) -> None:
+    """strict: also refuse what no image has, or somebody writes; else only directories are of interest."""
+    with os.scandir(directory) as entries:
+        children = [
+            (entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries
+        ]
+    for name, is_directory, is_link in children:
+        if is_directory:
+            fd = os.open(name, _DIRECTORY, dir_fd=directory)
+            try:
+                _own_directory(fd, uid)
+                _take_children(fd, uid, strict=strict)
+            finally:
+                os.close(fd)
+        elif strict and is_link:
+            os.chown(name, 0, 0, dir_fd=directory, follow_symlinks=False)
+        elif strict:
+            _own_file(directory, name, uid)
+
+
+def _own_directory(fd: int, uid: int) -> None:
+    status = os.fstat(fd)
+    if status.st_uid not in (0, uid):
+        raise StoreUnusable(f"site store: a directory in the making belongs to uid {status.st_uid}")
+    os.fchmod(fd, status.st_mode & _PERMISSIONS)
+    os.fchown(fd, 0, 0)
+
+
+def _own_file(directory: int, name: str, uid: int) -> None:
+    try:
+        fd = os.open(name, _FILE, dir_fd=directory)
+    except OSError as error:  # a socket
+        raise StoreUnusable(f"site store: {shown(name)}: {os.strerror(error.errno or 0).lower()}") from None
+    try:
+        status = os.fstat(fd)
+        mode = status.st_mode
+        # Root's already: another name of a file that was taken over, or a link to something else of root's.
+        mine = status.st_uid == 0 and not mode & ~_PERMISSIONS & 0o7777
+        if not stat.S_ISREG(mode) or not (mine or status.st_uid == uid):
+            raise StoreUnusable(f"site store: {shown(name)}: not a file of the account's own")
+        if not mine:
+            os.fchmod(fd, mode & _PERMISSIONS)
+            os.fchown(fd, 0, 0)
+        if _is_written(fd):
+            raise StoreUnusable(f"site store: {shown(name)}: a process has it open for writing")
+    finally:
+        os.close(fd)
+
+
+def _let_all_read(directory: int, name: str) -> None:
+    fd = os.open(name, _FILE, dir_fd=directory)
+    try:
+        os.fchmod(fd, _PERMISSIONS if stat.S_ISDIR(os.fstat(fd).st_mode) else _READ)
+    finally:
+        os.close(fd)
+
+
+def _is_written(fd: int) -> bool:
+    """Whether somebody has the file open for writing: then there is no read lease on it (fcntl(2))."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN  # else: this file system has no leases
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
