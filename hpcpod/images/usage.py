@@ -49,9 +49,17 @@ def read_mounts() -> Mounted:
         if namespace in tables:
             continue
         lines = tuple(_lines(name))
-        if lines:
+        if lines and not _holds_only(lines):
             tables[namespace] = (int(name), lines)
     return Mounted(tuple(tables.values()))
+
+
+def _holds_only(lines: tuple[MountLine, ...]) -> bool:
+    """Whether this is the holder of a FUSE mount (native/fuse.c), which outlives its pods by a second.
+
+    It has nothing but that mount; where it is used, pods have it too.
+    """
+    return len(lines) == 1 and lines[0].after.startswith("fuse.")
 
 
 def _lines(pid: str) -> Iterator[MountLine]:

@@ -157,6 +157,9 @@ def test_an_image_in_use_is_known_by_its_mount(plain_pods: Pods) -> None:
     done = plain_pods.account.run(words, env=env)
     assert done.returncode != 0 and "[image-in-use]" in done.stderr
     assert end(process)[0] == 0
+    assert len(list((plain_pods.runtime / "mounts").iterdir())) == 1  # still held, but not in use any more
+    plain_pods.account.run(words, env=env, check=True)
+    assert list(plain_pods.store.glob("images/sha256-*")) == []
 
 
 # ------------------------------------------------------------------ what it is like inside
