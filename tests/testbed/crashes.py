@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests import needs
 from tests.conftest import Account, remove_tree
-from tests.testbed.injector import Commands, Run
+from tests.testbed.injector import Commands, Run, Running
 from tests.testbed.layouts import Image, Layer, directory, file, hardlink, symlink, write_layout
 
 Fingerprint = dict[str, tuple[Any, ...]]
@@ -62,7 +63,7 @@ _VARIES = ("when", "seconds", "why", "reference")
 
 
 def fingerprint(top: Path) -> Fingerprint:
-    """All that a tree is: type, mode, time of change, content, which names are one file, links' targets."""
+    """All that a tree is: types, modes, owners, times, contents, which names are one file, links' targets."""
     found: Fingerprint = {}
     first: dict[int, str] = {}
     for path in sorted([top, *top.rglob("*")]):
@@ -75,7 +76,8 @@ def fingerprint(top: Path) -> Fingerprint:
             same = first.setdefault(status.st_ino, name)
             rest = (same, status.st_nlink, hashlib.sha256(path.read_bytes()).hexdigest())
         xattrs = tuple((key, os.getxattr(path, key)) for key in os.listxattr(path, follow_symlinks=False))
-        found[name] = (stat.filemode(status.st_mode), status.st_mtime_ns, rest, xattrs)
+        owner = (status.st_uid, status.st_gid)
+        found[name] = (stat.filemode(status.st_mode), owner, status.st_mtime_ns, rest, xattrs)
     return found
 
 
@@ -100,11 +102,14 @@ def entry(path: Path) -> Fingerprint:
 class Rig:
     """An account's store on memory, two images to bring into it, and commands that can be killed."""
 
-    def __init__(self, account: Account, base: Path, commands: Commands) -> None:
+    def __init__(self, account: Account, base: Path, commands: Commands, *, site: bool = False) -> None:
         self.account = account
         self.base = base
         self.commands = commands
-        self.store = account.store
+        self.site = ["--site"] if site else []
+        self.store = base / "site" / "store" if site else account.store
+        self.runtime = base / "site" / "run" if site else account.runtime
+        self._env = {"HPCPOD_CONFIG": str(write_config(base))}
         self.out = account.home / "out"
         self.references = {name: f"oci:{base}/layouts/{name}" for name in IMAGES}
         self._entries: dict[str, Fingerprint] = {}
@@ -127,11 +132,18 @@ class Rig:
 
     def run(self, words: Sequence[str | os.PathLike[str]], rules: Sequence[str] = (), **more: Any) -> Run:
         """Run ``hpcpod WORDS`` to its end."""
-        return self.commands.run(words, rules, **more)
+        return self.start(words, rules, **more).result()
+
+    def start(
+        self, words: Sequence[str | os.PathLike[str]], rules: Sequence[str] = (), **more: Any
+    ) -> Running:
+        """Start ``hpcpod WORDS``."""
+        env = {**self._env, **more.pop("env", {})}
+        return self.commands.start(words, rules, env=env, **more)
 
     def reset(self) -> None:
         """Take store, run-time directory and target away, as if nothing had ever been done."""
-        for path in (self.store, self.account.runtime, self.out):
+        for path in (self.store, self.runtime, self.account.runtime, self.out):
             if path.exists():
                 remove_tree(path)
 
@@ -168,15 +180,15 @@ class Rig:
         if any(path.name.startswith(".hpcpod") for path in self.account.home.iterdir()):
             self.run(["image", "unpack", self.references["two"], probe]).check()
             remove_tree(probe)
-        self.run(["image", "gc"]).check()
+        self.run(["image", "gc", *self.site]).check()
         self.run(["gc"]).check()
-        left = leftovers(self.store, self.account.runtime)
+        left = leftovers(self.store, self.runtime)
         left += [str(path) for path in self.account.home.iterdir() if path != self.out]
         assert not left, f"left: {left}\nafter {why}"
 
     def empty(self, why: object = "") -> None:
         """Remove all images; then nothing may be left but the store's own directories."""
-        self.run(["image", "gc", "--all"]).check()
+        self.run(["image", "gc", "--all", *self.site]).check()
         self.clean(why)
         assert not self.names(), f"left: {self.names()}\nafter {why}"
 
@@ -200,6 +212,16 @@ def _is_locked(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def write_config(base: Path) -> Path:
+    """Write a site's configuration that names no place but below `base`; where it is."""
+    path = base / "hpcpod.toml"
+    path.write_text(
+        f'[site]\nstore = "{base}/site/store"\nrun = "{base}/site/run"\naccount = {needs.PLAIN_UID}\n'
+    )
+    path.chmod(0o644)
+    return path
 
 
 def make_account(base: Path, uid: int, store: Path | None = None) -> Account:

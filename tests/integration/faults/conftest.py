@@ -29,16 +29,15 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def make_rig(library: Path) -> Iterator[MakeRig]:
-    """``make_rig(uid, base=…, store=…)``: a rig with its images written, all empty; removed at the end."""
+    """``make_rig(uid, store=…, site=…)``: a rig with its images written, all empty; removed at the end."""
     with ExitStack() as stack:
 
-        def make(uid: int, base: Path | None = None, store: Path | None = None) -> Rig:
-            if base is None:
-                base = Path(tempfile.mkdtemp(prefix="hpcpod-faults-", dir=MEMORY))
-                stack.callback(remove_base, base)
+        def make(uid: int, store: Path | None = None, *, site: bool = False) -> Rig:
+            base = Path(tempfile.mkdtemp(prefix="hpcpod-faults-", dir=MEMORY))
+            stack.callback(remove_base, base)
             base.chmod(0o755)
             account = make_account(base, uid, store)
-            rig = Rig(account, base, stack.enter_context(Commands(account, base, library)))
+            rig = Rig(account, base, stack.enter_context(Commands(account, base, library)), site=site)
             rig.write_images()
             return rig
 
@@ -63,10 +62,10 @@ def forms() -> list[str]:
     return ["dir", "squashfs"] if needs.unmet("fuse") is None else ["dir"]
 
 
-def learn(rig: Rig) -> None:
-    """Note what each pull makes when nothing disturbs it; the store is empty afterwards."""
+def learn(rig: Rig, *more: str) -> None:
+    """Note what each pull makes when nothing disturbs it; the store is empty afterwards.  more: forms."""
     for reference in rig.references.values():
-        for form in forms():
-            rig.learn(["image", "pull", f"--rootfs={form}", reference])
+        for form in (*forms(), *more):
+            rig.learn(["image", "pull", f"--rootfs={form}", *rig.site, reference])
     rig.empty()
     rig.reset()

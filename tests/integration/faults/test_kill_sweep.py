@@ -76,7 +76,7 @@ def repair(rig: Rig, case: Case, run: Run) -> None:
     For every other change the collector comes first, and must find its way through what was left, too.
     """
     if run.counts[0] % 2:
-        rig.run(["gc"]).check()
+        rig.run(["image", "gc", *rig.site] if rig.site else ["gc"]).check()
     again = rig.run(fill(rig, case.words))
     done = " rm " in f" {case.words} " and "not in the store" in again.errors
     done |= " unpack " in case.words and "exists" in again.errors

@@ -80,7 +80,7 @@ def test_machines_are_told_apart(rig: Rig, hosts: list[Host]) -> None:
     """What the other tests rest on: the name and the boot are those of the machine."""
     names = set()
     for host in hosts:
-        running = rig.commands.start(pull(rig), ["syncfs:1:hold"], **host.where())
+        running = rig.start(pull(rig), ["syncfs:1:hold"], **host.where())
         assert running.held()
         names |= half_made(rig)
         running.kill()
@@ -91,7 +91,7 @@ def test_machines_are_told_apart(rig: Rig, hosts: list[Host]) -> None:
 
 def test_many_machines_pull_at_once(rig: Rig, hosts: list[Host]) -> None:
     """Without locks each does the work; all succeed, one copy stays, and no other is left."""
-    started = [rig.commands.start(pull(rig), [NO_LOCKS], **host.where()) for host in hosts]
+    started = [rig.start(pull(rig), [NO_LOCKS], **host.where()) for host in hosts]
     for running in started:
         running.result().check()
     assert len(rig.names()) == 1
@@ -108,7 +108,7 @@ def test_nobody_removes_what_another_machine_makes(rig: Rig, hosts: list[Host], 
     first, second = hosts[:2]
     for number in range(1, most + 1):
         rig.reset()
-        running = rig.commands.start(pull(rig), [f"changes:{number}:hold", NO_LOCKS], **first.where())
+        running = rig.start(pull(rig), [f"changes:{number}:hold", NO_LOCKS], **first.where())
         held = running.held()
         end = rig.run(words, [NO_LOCKS], **second.where())
         assert end.status == 0 or "not in the store" in end.errors, f"{end}\nat {held}"
@@ -124,7 +124,7 @@ def test_a_process_of_the_same_machine_is_not_disturbed(rig: Rig) -> None:
     most = state_changes(rig, pull(rig))
     for number in range(1, most + 1):
         rig.reset()
-        running = rig.commands.start(pull(rig), [f"changes:{number}:hold"])
+        running = rig.start(pull(rig), [f"changes:{number}:hold"])
         held = running.held()
         for words in (["gc"], ["image", "gc"], pull(rig, "one")):
             rig.run(words).check()
@@ -139,9 +139,9 @@ def test_who_waits_takes_over_from_the_dead(rig: Rig) -> None:
     most = state_changes(rig, pull(rig))
     for number in range(1, most + 1):
         rig.reset()
-        first = rig.commands.start(pull(rig), [f"changes:{number}:hold"])
+        first = rig.start(pull(rig), [f"changes:{number}:hold"])
         held = first.held()
-        second = rig.commands.start(pull(rig))
+        second = rig.start(pull(rig))
         if held:
             first.kill()
         first.result()

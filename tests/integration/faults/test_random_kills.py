@@ -92,7 +92,7 @@ def play(rig: Rig, dice: random.Random, count: Count) -> list[Run]:
         if at_once == 1 or dice.random() < 0.7:
             number = dice.randint(1, count.longest[" ".join(words)])
             rules = [f"all:{number}:{dice.choice(ACTIONS)}"]
-        started.append(rig.commands.start(words, rules))
+        started.append(rig.start(words, rules))
     runs = [each.result() for each in started]
     for run in runs:
         if not run.fired or not run.fired[0]:

@@ -56,7 +56,7 @@ def writers(rig: Rig, dice: random.Random) -> Running:
         ]
     )
     rules = [f"changes:{dice.randint(1, 60)}:kill"] if dice.random() < 0.33 else []
-    return rig.commands.start(words, rules)
+    return rig.start(words, rules)
 
 
 def test_images_are_there_whole_or_not_at_all(rig: Rig) -> None:
@@ -83,7 +83,7 @@ def test_a_command_that_lists_shows_what_is_whole(rig: Rig) -> None:
     shown = set()
     for number in range(1, 1000):
         rig.reset()
-        running = rig.commands.start(words, [f"changes:{number}:hold"])
+        running = rig.start(words, [f"changes:{number}:hold"])
         if running.held() is None:
             break
         listed = json.loads(rig.run(["image", "list", "--json"]).check().output)
