@@ -47,6 +47,7 @@ class Applier:
         self._parents = Parents(root, limits, self._implicit)
         self._directories: dict[bytes, int] = {b"": ROOT_MODE}
         self._made: set[bytes] | None = None
+        self._emptied: set[bytes] = set()
         self._made_bytes = self._directory_bytes = 0
         self._modes = FileModes(readable)
         self._plain = PlainFiles(self._parents, self._modes, limits)
@@ -54,6 +55,7 @@ class Applier:
     def layer(self, entries: TarReader, *, lowest: bool) -> None:
         """Apply one layer.  The lowest has nothing below it that a whiteout could hide."""
         self._made = None if lowest else set()
+        self._emptied.clear()
         self._made_bytes = 0
         self._parents.spellings.clear()
         self._take_plain(entries)
@@ -265,7 +267,15 @@ class Applier:
             self._empty(parent, path, name)
 
     def _empty(self, parent: int, path: bytes, name: bytes = b".") -> None:
-        """Remove what lower layers made inside a directory."""
+        """Remove what lower layers made inside a directory: once in a layer, for nothing of it can come back.
+
+        Whiteouts that are repeated would cost a walk over the directory each.
+        """
+        if path in self._emptied:
+            return
+        self._emptied.add(path)
+        self._made_bytes += len(path) + NAME_COST
+        self._check_names()
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
             for child in os.listdir(fd):

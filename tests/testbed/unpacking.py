@@ -21,7 +21,7 @@ from tests.conftest import PACKAGES, Account
 from tests.testbed.layouts import Image, write_layout
 from tests.testbed.places import scan
 
-SECONDS = 30.0
+SECONDS = 60.0
 MEMORY = 200 << 20
 """Resident bytes that no image may make the command exceed."""
 ADDRESSES = 2 << 30

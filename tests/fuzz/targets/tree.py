@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import os
+
 from hpcpod.errors import HpcpodError, ImageLimitExceeded
 from tests.fuzz.items import LAYER, decode, encode
 from tests.fuzz.model import Model, Refused
 from tests.fuzz.target import SMALL, Broken, Target, refused
-from tests.fuzz.targets.layer import apply, scratch
+from tests.fuzz.targets.layer import apply, pieces, scratch
 from tests.testbed.layouts import END
+
+STEPS = (1 << 20, 700)
+"""Bytes of a chunk: entries that lie in one whole are taken another way than others."""
+MTIME = 1_000_000_000
+"""Of all that tests.testbed.layouts writes."""
 
 
 def run(data: bytes) -> None:
@@ -22,7 +29,7 @@ def run(data: bytes) -> None:
     except Refused as error:
         why = str(error)
     try:
-        apply([iter([encode(items) + END]) for items in layers], SMALL)
+        apply([pieces(encode(items) + END, STEPS[len(data) % len(STEPS)]) for items in layers], SMALL)
     except ImageLimitExceeded as error:
         refused(error)
         return
@@ -35,6 +42,9 @@ def run(data: bytes) -> None:
         raise Broken(f"accepted, in spite of {why}: {layers}")
     tree = scratch().check_tree(SMALL)
     found = {path: node[:3] for path, node in tree.items()}
+    for path, node in found.items():
+        if node[0] != "d" and os.lstat(f"{scratch().target}/{path}").st_mtime != MTIME:
+            raise Broken(f"{path}: another time")
     expected = model.tree()
     if found != expected:
         raise Broken(f"{sorted(found.items() ^ expected.items())}: {layers}")

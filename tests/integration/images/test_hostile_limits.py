@@ -186,11 +186,19 @@ def test_many_names_take_bounded_memory(unpacking: Unpacking) -> None:
     reference = unpacking.layout(image(file(b"a"), layer))
     ended = unpacking.refused(reference, env=unpacking.limited(names_bytes=8 << 20))
     assert "names_bytes" in ended.said
-    short = b"".join(file(b"directory/%06d" % number) for number in range(20_000))
+    short = b"".join(file(b"directory/%06d" % number) for number in range(9000))
     ended = unpacking.refused(
         unpacking.layout(image(file(b"a"), short)), env=unpacking.limited(names_bytes=1 << 20)
     )
     assert "names_bytes" in ended.said
+
+
+@pytest.mark.parametrize("mark", [b"d/.wh..wh..opq", b".wh.d", b".wh..wh..opq"])
+def test_repeated_whiteouts_end(unpacking: Unpacking, mark: bytes) -> None:
+    """Each of them alone would look at all that its layer has made: 64 million looks."""
+    count = 8000
+    layer = b"".join(file(b"d/%d" % number) for number in range(count)) + file(mark) * count
+    assert len(unpacking.tree(unpacking.layout(image(file(b"d/low"), layer)))) == count + 1
 
 
 JSON_BOMBS = {
