@@ -86,12 +86,8 @@ def make_room(store: Store, compressed: int, settings: Settings, progress: Progr
 
     compressed: the sum of the sizes in its manifest.  Raises StoreFull for an image that cannot fit at all.
     """
+    check_quota(store, compressed, settings)
     limit = limit_of(store, settings)
-    if limit is not None and compressed > limit:
-        raise StoreFull(
-            f"image store {store.directory}: the image has {size(compressed)} of layers, quota {size(limit)}",
-            hint="the site sets the quota in hpcpod.toml",
-        )
     expected = compressed * GROWTH
     status = os.statvfs(store.directory)
     missing = expected - status.f_bavail * status.f_frsize
@@ -101,6 +97,16 @@ def make_room(store: Store, compressed: int, settings: Settings, progress: Progr
             missing = max(missing, held + expected - limit * settings.low // 100)
     if missing > 0:
         collect(store, missing, progress)
+
+
+def check_quota(store: Store, needed: int, settings: Settings) -> None:
+    """Refuse an image that alone is larger than the quota; needed: bytes that it takes.  Raises StoreFull."""
+    limit = limit_of(store, settings)
+    if limit is not None and needed > limit:
+        raise StoreFull(
+            f"image store {store.directory}: the image takes {size(needed)} or more, quota {size(limit)}",
+            hint="the site sets the quota in hpcpod.toml",
+        )
 
 
 def enforce(store: Store, settings: Settings, progress: Progress, keep: str = "") -> list[StoredImage]:

@@ -171,6 +171,8 @@ def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
     choice: tuple[Form, str],
     order: Order,
 ) -> None:
+    from hpcpod.images.collect import check_quota
+
     started = time.monotonic()
     form, why = choice
     rootfs = f"{embryo.path}/{ROOTFS}"
@@ -182,6 +184,7 @@ def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
     if form is not Form.DIRECTORY:
         owner = (0, 0)  # root for the kernel; where a user mounts it, the user is called 0 (native/fuse.c)
         sha256, disk = pack(form, form_facts(store.directory, site=store.site), rootfs, owner, embryo.beat)
+    check_quota(store, disk, order.settings)
     meta = StoredImage(
         digest=described.digest,
         reference=order.reference,

@@ -20,6 +20,8 @@ from hpcpod.log import shown
 from hpcpod.model import Form
 
 _POLL_SECONDS = 5.0
+_MEMORY = "128M"
+"""What mksquashfs may take for its buffers; its own choice is a quarter of the machine's."""
 _UUID = "00000000-0000-4000-8000-000000000000"
 """EROFS wants one; nothing here mounts by it."""
 
@@ -33,6 +35,7 @@ def pack_words(form: Form, facts: FormFacts, tree: str, file: str, owner: tuple[
     if form is Form.SQUASHFS:
         words = [facts.mksquashfs, tree, file, "-noappend", "-no-progress", "-quiet", "-no-xattrs"]
         words += ["-comp", "zstd", "-Xcompression-level", "1", "-b", "128K", "-mkfs-time", "0"]
+        words += ["-mem", _MEMORY]
         return [*words, "-force-uid", str(uid), "-force-gid", str(gid)]
     words = [facts.mkfs_erofs, "-zlz4", "-x-1", "-U", _UUID, "-T0", "--preserve-mtime", "--quiet"]
     return [*words, f"--force-uid={uid}", f"--force-gid={gid}", file, tree]
