@@ -23,7 +23,7 @@ from hpcpod.cli.image_store import (
     why,
 )
 from hpcpod.config import runtime_directory
-from hpcpod.errors import StoreUnusable
+from hpcpod.errors import ImageNotFound, StoreUnusable
 from hpcpod.frozen import replace
 from hpcpod.images import removal, upkeep
 from hpcpod.images.destination import announced, unpack_to
@@ -35,7 +35,7 @@ from hpcpod.images.reference import parse_reference
 from hpcpod.images.site import open_for_root
 from hpcpod.images.site import pull as pull_into_site
 from hpcpod.images.source import Described, open_source
-from hpcpod.images.store import Store, StoredImage, ensure
+from hpcpod.images.store import Store, StoredImage, ensure, open_site
 from hpcpod.log import StderrProgress, shown, size
 from hpcpod.model import Form, Platform
 from hpcpod.settings import read_settings
@@ -182,11 +182,30 @@ def rm(names: tuple[str, ...], site: bool) -> None:
     image that a pod of yours runs from is kept, with an error.
     """
     store = chosen_store(site)
-    images = [image for name in names for image in upkeep.find_stored(store, name, _limits())]
+    images = [image for name in names for image in _removable(store, name)]
     for image in dict.fromkeys(images):
         removal.remove_entry(store, image)
     for digest in dict.fromkeys(image.digest for image in images):
         click.echo(digest)
+
+
+def _removable(store: Store, name: str) -> tuple[StoredImage, ...]:
+    """The images of a store that a name means.  Raises ImageNotFound, which says if another store has it."""
+    try:
+        return upkeep.find_stored(store, name, _limits())
+    except ImageNotFound as error:
+        site = None if store.site else open_site(read_settings(os.environ))
+        if site is None or not _has(site, name):
+            raise
+        hint = f"the site's store {site.directory} has it; root removes it: hpcpod image rm --site"
+        raise ImageNotFound(error.message, hint=hint) from None
+
+
+def _has(store: Store, name: str) -> bool:
+    try:
+        return bool(upkeep.find_stored(store, name, _limits()))
+    except ImageNotFound:
+        return False
 
 
 @image.command()

@@ -18,8 +18,8 @@ from hpcpod.images.explain import explain
 from hpcpod.images.fetch import Order
 from hpcpod.images.limits import configured
 from hpcpod.images.platforms import platform_of
-from hpcpod.images.removal import remove_entry
-from hpcpod.images.site import SiteStore, open_for_root
+from hpcpod.images.removal import remove_damaged, remove_entry
+from hpcpod.images.site import open_for_root
 from hpcpod.images.store import Store, StoredImage, open_site, open_store
 from hpcpod.images.upkeep import find_stored
 from hpcpod.images.upkeep import pin as pin_image
@@ -67,17 +67,21 @@ def gc(everything: bool, site: bool) -> None:
     settings = read_settings(os.environ)
     progress = StderrProgress()
     store = chosen_store(site)
-    store.tidy()
-    if isinstance(store, SiteStore):
-        for name in mounts.sweep(store):
-            progress.note(f"unmounted {name}: nobody asks for it any more")
-    else:
+    leftovers = store.tidy()
+    if not site:
         runtime = runtime_directory(os.environ, os.getuid())
-        sweep_runtime(runtime)
-        sweep_announced(f"{runtime}/unpacking")
+        leftovers += sweep_runtime(runtime) + sweep_announced(f"{runtime}/unpacking")
+    for name in remove_damaged(store):
+        progress.note(f"removed {name}: damaged")
+        leftovers += 1
     removed = _remove_unused(store, progress) if everything else collect.enforce(store, settings, progress)
     freed = size(sum(image.disk for image in removed))
-    click.echo(f"removed {len(removed)} images, {freed}" if removed else "no image had to go")
+    said = f"removed {_counted(len(removed), 'image')}, {freed}" if removed else "no image had to go"
+    click.echo(f"{said}; removed {_counted(leftovers, 'leftover')}" if leftovers else said)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _remove_unused(store: Store, progress: StderrProgress) -> list[StoredImage]:

@@ -6,11 +6,29 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from hpcpod.errors import ImageInUse
+from hpcpod.errors import HpcpodError, ImageInUse
 from hpcpod.images import usage
 from hpcpod.images.fetch import throw_away
+from hpcpod.images.forms import parse_entry
 from hpcpod.images.store import Store, StoredImage
 from hpcpod.model import Form
+
+
+def remove_damaged(store: Store) -> list[str]:
+    """Remove entries whose documents or content are gone, which no start would take; their names.
+
+    One that a process still has mounted stays.
+    """
+    removed = []
+    for name in sorted(os.listdir(store.images)):
+        parsed = parse_entry(name)
+        if parsed is None or store.stored(*parsed) is not None:
+            continue
+        image = StoredImage(parsed[0], "", "", 0, 0, 0, 0, parsed[1].value)
+        with suppress(HpcpodError, OSError):
+            remove_entry(store, image)
+            removed.append(name)
+    return removed
 
 
 def remove_entry(store: Store, image: StoredImage) -> None:

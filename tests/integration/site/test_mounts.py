@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed images that root mounts for all: leases are counted, and what was killed or changed is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.pod.conftest import wait_for
+from tests.integration.site.conftest import FIRST_USER, FORMS, Site, mount_points, tiny
+
+pytestmark = pytest.mark.needs("root", "plain", "userns", "overlay", "native", "fuse", "kernel-images")
+
+PACKED = FORMS[1:]
+
+
+def mount(site: Site, reference: str, lease: str, form: str = "auto") -> str:
+    return site.out("image", "mount", f"--rootfs={form}", "--lease", lease, reference)
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_leases_are_counted(site: Site, form: str) -> None:
+    reference = tiny(site, "one")
+    place = mount(site, reference, "job1", form)
+    (name,) = site.entries()
+    assert place == f"{site.runtime}/mounts/{name}" and f"{place} {form}" in mount_points()
+    assert mount(site, reference, "job1", form) == mount(site, reference, "job2", form) == place
+    assert site.mounted() == [name] and site.leases() == {name: ["job1", "job2"]}
+    assert Path(place, "one-0").read_bytes() == b"one"
+    flags = subprocess.run(["findmnt", "-no", "OPTIONS", place], check=True, capture_output=True).stdout
+    assert {"ro", "nosuid", "nodev"} <= set(flags.decode().strip().split(","))
+    assert len(site.loops()) == (form == "squashfs")
+    assert site.out("image", "umount", "--lease", "job1", reference) == ""
+    assert site.out("image", "umount", "--lease", "job1", reference) == ""
+    assert site.out("image", "umount", "--lease", "other", reference) == ""
+    assert site.mounted() == [name]
+    assert site.out("image", "umount", "--lease", "job2", reference) == name
+    site.assert_idle()
+    assert site.out("image", "umount", "--lease", "job2", "--all") == ""
+
+
+def test_a_directory_is_leased_as_well(site: Site) -> None:
+    reference = tiny(site, "one")
+    place = mount(site, reference, "job1", "dir")
+    assert Path(place, "one-0").read_bytes() == b"one"
+    assert site.mounted() == []
+    said = site.refused("image", "rm", "--site", reference, slug="image-in-use")
+    assert "mounted for job1" in said
+    assert site.out("image", "gc", "--site", "--all") == "no image had to go"
+    site.out("image", "umount", "--lease", "job1", reference)
+    site.assert_idle()
+    site.out("image", "rm", "--site", reference)
+
+
+def test_all_of_a_lease(site: Site) -> None:
+    one, two = tiny(site, "one"), tiny(site, "two")
+    mount(site, one, "job1", "erofs")
+    mount(site, two, "job1", "squashfs")
+    mount(site, two, "job2", "squashfs")
+    assert len(site.mounted()) == 2
+    assert site.out("image", "umount", "--lease", "job1", "--all").endswith(".erofs")
+    assert len(site.mounted()) == 1
+    site.out("image", "umount", "--lease", "job2", "--all")
+    site.assert_idle()
+
+
+@pytest.mark.parametrize("lease", ["", ".", "..", "a/b", "../x", "-x", "a b", "a\n", "x" * 129])
+def test_leases_are_plain_names(site: Site, lease: str) -> None:
+    said = site.refused("image", "mount", f"--lease={lease}", tiny(site, "one"), slug="usage")
+    assert "not a name" in said
+    site.assert_idle()
+
+
+@pytest.mark.parametrize("words", [[], ["--all", "01234567"]])
+def test_one_image_or_all(site: Site, words: list[str]) -> None:
+    site.refused("image", "umount", *words, slug="usage")
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_a_file_that_changed_is_not_mounted(site: Site, form: str) -> None:
+    reference = tiny(site, "one", data=os.urandom(50_000))
+    mount(site, reference, "job1", form)
+    site.out("image", "umount", "--lease", "job1", "--all")
+    (name,) = site.entries()
+    file = site.store / "images" / name / f"rootfs.{form}"
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        opened.write(b"changed")
+    said = site.refused("image", "mount", "--rootfs", form, "--lease", "job2", reference, slug="image-digest")
+    assert name in said and "image rm --site" in said
+    site.assert_idle()
+    site.out("image", "rm", "--site", reference)
+    mount(site, reference, "job2", form)
+    site.out("image", "umount", "--lease", "job2", "--all")
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_a_file_that_the_kernel_cannot_mount(site: Site, form: str) -> None:
+    """The digest says what it should, the file system is none: the lease goes, too."""
+    reference = tiny(site, "one")
+    site.out("image", "pull", "--site", f"--rootfs={form}", reference)
+    (name,) = site.entries()
+    entry = site.store / "images" / name
+    (entry / f"rootfs.{form}").write_bytes(bytes(8192))
+    meta = json.loads((entry / "meta.json").read_bytes())
+    meta["sha256"] = "9f1dcbc35c350d6027f98be0f5c8b43b42ca52b7604459c0c42be3aa88913d47"
+    (entry / "meta.json").write_text(json.dumps(meta))
+    said = site.refused("image", "mount", "--rootfs", form, "--lease", "a", reference, slug="store-unusable")
+    assert f"mount of {name}: " in said
+    site.assert_idle()
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_pods_outlive_the_unmounting_and_keep_the_image(site: Site, small: str, form: str) -> None:
+    mount(site, small, "job1", form)
+    (name,) = site.entries()
+    with site.running(FIRST_USER, small, options=["--no-home"]):
+        site.out("image", "umount", "--lease", "job1", "--all")
+        assert site.mounted() == [] and site.leases() == {}
+        said = site.refused("image", "rm", "--site", small, slug="image-in-use")
+        assert "runs in it" in said
+        kept = site.hpcpod("image", "gc", "--site", "--all")
+        assert (kept.returncode, kept.stdout) == (0, "no image had to go\n")
+        assert f"kept {name[:19]}: process " in kept.stderr
+    wait_for(lambda: site.loops() == [], "no loop device")
+    site.out("image", "rm", "--site", small)
+    assert site.entries() == []
+
+
+@pytest.mark.parametrize("options", [[], ["--writable"]], ids=["bind", "overlay"])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_a_pod_runs_from_is_not_collected(site: Site, small: str, form: str, options: list[str]) -> None:
+    mount(site, small, "job1", form)
+    with site.running(FIRST_USER, small, options=options):
+        site.out("image", "umount", "--lease", "job1", "--all")
+        assert site.out("image", "gc", "--site", "--all") == "no image had to go"
+    site.out("image", "gc", "--site", "--all")
+    assert site.entries() == []
+    site.assert_idle()
+
+
+def test_collection_unmounts_what_nobody_asks_for(site: Site) -> None:
+    """As a killed mount leaves it: mounted, without a lease."""
+    reference = tiny(site, "one")
+    place = mount(site, reference, "job1", "squashfs")
+    Path(site.runtime, "leases", Path(place).name, "job1").unlink()
+    (site.runtime / "leases" / site.entries()[0].replace("squashfs", "erofs")).mkdir()
+    assert site.out("image", "gc", "--site") == "no image had to go; removed 1 leftover"
+    site.assert_idle()
+    assert list((site.runtime / "leases").iterdir()) == []
+
+
+def test_collection_keeps_what_a_job_has_leased(site: Site) -> None:
+    reference = tiny(site, "one")
+    place = mount(site, reference, "job1")
+    assert site.out("image", "gc", "--site", "--all") == "no image had to go"
+    assert Path(place, "one-0").exists()
+    assert "mounted for job1" in site.refused("image", "rm", "--site", reference, slug="image-in-use")
+
+
+def test_after_a_reboot(site: Site) -> None:
+    """RUN is gone, the store is there; the next mount makes what is needed."""
+    reference = tiny(site, "one")
+    place = mount(site, reference, "job1")
+    subprocess.run(["umount", place], check=True)
+    subprocess.run(["rm", "-r", site.runtime], check=True)
+    assert mount(site, reference, "job2") == place
+    assert site.leases() == {Path(place).name: ["job2"]}
+
+
+def test_mounts_and_removals_at_once(site: Site) -> None:
+    """Each mount ends with the image mounted, whatever a removal beside it was faster with."""
+    reference = tiny(site, "one")
+    for round_number in range(4):
+        site.out("image", "pull", "--site", reference)
+        mounting = [site.start("image", "mount", "--lease", f"a{n}", reference) for n in range(2)]
+        removing = site.start("image", "gc", "--site", "--all")
+        ends = [process.communicate(timeout=60) for process in (*mounting, removing)]
+        assert [process.returncode for process in (*mounting, removing)] == [0, 0, 0], (round_number, ends)
+        assert len(site.mounted()) == 1 and len(site.entries()) == 1
+        assert list(site.leases().values()) == [["a0", "a1"]]
+        for number in range(2):
+            site.out("image", "umount", "--lease", f"a{number}", "--all")
+        site.assert_idle()
