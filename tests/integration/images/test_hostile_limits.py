@@ -188,7 +188,7 @@ def test_many_names_take_bounded_memory(unpacking: Unpacking) -> None:
     assert "names_bytes" in ended.said
     short = b"".join(file(b"directory/%06d" % number) for number in range(9000))
     ended = unpacking.refused(
-        unpacking.layout(image(file(b"a"), short)), env=unpacking.limited(names_bytes=1 << 20)
+        unpacking.layout(image(file(b"a"), short)), env=unpacking.limited(names_bytes=1_000_000)
     )
     assert "names_bytes" in ended.said
 
