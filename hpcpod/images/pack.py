@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable
 from hpcpod.images.forms import FormFacts
@@ -22,6 +22,8 @@ from hpcpod.model import Form
 _POLL_SECONDS = 5.0
 _MEMORY = "128M"
 """What mksquashfs may take for its buffers; its own choice is a quarter of the machine's."""
+_MADE = "4102444800"
+"""When a file system says that it was made: 2100, because mkfs.erofs lets no file be newer than that."""
 _UUID = "00000000-0000-4000-8000-000000000000"
 """EROFS wants one; nothing here mounts by it."""
 
@@ -37,7 +39,7 @@ def pack_words(form: Form, facts: FormFacts, tree: str, file: str, owner: tuple[
         words += ["-comp", "zstd", "-Xcompression-level", "1", "-b", "128K", "-mkfs-time", "0"]
         words += ["-mem", _MEMORY]
         return [*words, "-force-uid", str(uid), "-force-gid", str(gid)]
-    words = [facts.mkfs_erofs, "-zlz4", "-x-1", "-U", _UUID, "-T0", "--preserve-mtime", "--quiet"]
+    words = [facts.mkfs_erofs, "-zlz4", "-x-1", "-U", _UUID, "--preserve-mtime", "--quiet"]
     return [*words, f"--force-uid={uid}", f"--force-gid={gid}", file, tree]
 
 
@@ -49,7 +51,9 @@ def pack(
     beat: called every few seconds while the program works.  Raises StoreUnusable, OSError.
     """
     file = f"{tree}.{form.value}"
-    _run(pack_words(form, facts, tree, file, owner), beat)
+    # mksquashfs takes either this or -mkfs-time
+    times = {"SOURCE_DATE_EPOCH": _MADE} if form is Form.EROFS else {}
+    _run(pack_words(form, facts, tree, file, owner), times, beat)
     remove_tree(tree)
     fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -58,9 +62,9 @@ def pack(
         os.close(fd)
 
 
-def _run(words: Sequence[str], beat: Callable[[], None]) -> None:
+def _run(words: Sequence[str], variables: Mapping[str, str], beat: Callable[[], None]) -> None:
     """Run the packer with nothing of the caller's environment.  Raises StoreUnusable."""
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", **variables}
     try:
         process = subprocess.Popen(
             words,
