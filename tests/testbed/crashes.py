@@ -172,14 +172,7 @@ class Rig:
         assert fingerprint(path) in self._trees.values(), f"{path}: {sorted(fingerprint(path))}\nafter {why}"
 
     def clean(self, why: object = "") -> None:
-        """Run the collectors, and look for what they should have taken.
-
-        What a killed `image unpack` left lies beside its target, where only the next one looks.
-        """
-        probe = self.account.home / "probe"
-        if any(path.name.startswith(".hpcpod") for path in self.account.home.iterdir()):
-            self.run(["image", "unpack", self.references["two"], probe]).check()
-            remove_tree(probe)
+        """Run the collectors, and look for what they should have taken."""
         self.run(["image", "gc", *self.site]).check()
         self.run(["gc"]).check()
         left = leftovers(self.store, self.runtime)
@@ -200,7 +193,11 @@ def leftovers(store: Path, runtime: Path) -> list[str]:
     for name in ("tmp", "garbage"):
         left += [str(path) for path in (store / name).iterdir()] if (store / name).exists() else []
     if runtime.exists():
-        left += [str(path) for path in runtime.rglob("*") if path.is_file() and path.parent.name not in _AGED]
+        left += [
+            str(path)
+            for path in runtime.rglob("*")
+            if (path.is_symlink() or path.is_file()) and path.parent.name not in _AGED
+        ]
         left += [f"locked: {path}" for path in runtime.glob("locks/*") if _is_locked(path)]
     return left
 
