@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.target import MEMORY, SECONDS, Target, load, targets
+from tests.fuzz.target import BASE, MEMORY, SECONDS, Target, load, targets
 
 
 def _arguments() -> argparse.Namespace:
@@ -33,13 +33,32 @@ def _write_words(target: Target, path: Path) -> None:
     path.write_text("".join(lines))
 
 
-def _fuzz(name: str, asked: argparse.Namespace) -> None:
+def _supervised(name: str, asked: argparse.Namespace) -> int:
+    """Fuzz in a child: libFuzzer ends its process in ways of its own, and leaves what it needed."""
+    with (
+        tempfile.TemporaryDirectory(prefix="hpcpod-fuzz-", dir="/var/tmp") as work,
+        tempfile.TemporaryDirectory(
+            prefix="hpcpod-fuzz-", dir="/dev/shm", ignore_cleanup_errors=True
+        ) as memory,
+    ):
+        child = os.fork()
+        if not child:
+            os.environ[BASE] = memory
+            _fuzz(name, asked, Path(work))
+            os._exit(0)
+        while True:
+            try:
+                return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            except KeyboardInterrupt:
+                continue  # the child has it too, and says what it did so far
+
+
+def _fuzz(name: str, asked: argparse.Namespace, work: Path) -> None:
     import atheris  # not with --replay, which works where there is no wheel of it
 
     with atheris.instrument_imports(include=["hpcpod"]):
         target = load(name)
     corpus = Path(asked.corpus or tempfile.mkdtemp(prefix=f"hpcpod-fuzz-{name}-", dir="/var/tmp"))
-    work = Path(tempfile.mkdtemp(prefix="hpcpod-fuzz-", dir="/var/tmp"))
     (corpus / "inputs").mkdir(parents=True, exist_ok=True)
     (work / "seeds").mkdir()
     _write_inputs(target, work / "seeds")
@@ -70,7 +89,7 @@ def main() -> None:
         load(asked.target).run(Path(asked.replay).read_bytes())
     else:
         os.umask(0o022)
-        _fuzz(asked.target, asked)
+        sys.exit(_supervised(asked.target, asked))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections import Counter
 
 from hpcpod.images.limits import Limits
 from hpcpod.images.tree import remove_tree
-from tests.fuzz.target import Broken
+from tests.fuzz.target import BASE, Broken
 
 Node = tuple[str, int, bytes, int]
 """Kind (``-``, ``d``, ``l``), mode, content or target, number of links."""
@@ -44,7 +44,7 @@ class Scratch:
     """``target`` is made anew for each input; what is beside it must never change."""
 
     def __init__(self) -> None:
-        self.path = tempfile.mkdtemp(prefix="hpcpod-fuzz-", dir="/dev/shm")
+        self.path = tempfile.mkdtemp(prefix="hpcpod-fuzz-", dir=os.environ.get(BASE, "/dev/shm"))
         self.target = f"{self.path}/target"
         atexit.register(shutil.rmtree, self.path, ignore_errors=True)
         for directory in ("canary", "canary/a", "a", "b"):

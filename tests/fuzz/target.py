@@ -15,6 +15,8 @@ SECONDS = 10
 """No input may take longer, on a busy machine."""
 MEMORY = 600 << 20
 """Bytes that the whole process may take."""
+BASE = "HPCPOD_FUZZ_SCRATCH"
+"""The variable that names the directory in memory to make scratch directories in."""
 LONGEST = 4096
 """Characters of a message."""
 
