@@ -20,6 +20,8 @@ _SYS_OPENAT2 = 437
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 _EAGAIN_TRIES = 128
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MMAP_FROM, _TRIM_FROM = 32 << 20, 256 << 20
 
 
 class _OpenHow(ctypes.Structure):
@@ -62,6 +64,18 @@ def syncfs(fd: int) -> None:
     if _libc.syncfs(ctypes.c_int(fd)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def keep_freed_memory() -> None:
+    """Have malloc(3) give freed memory out again instead of back to the kernel, from now on.
+
+    Memory that comes from the kernel is cleared page by page at its first use, which costs as much as hashing
+    it.  mallopt(3) is glibc's; another libc stays as it is.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(_MMAP_FROM))
+        mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(_TRIM_FROM))
 
 
 def rename_new(source: str | bytes, target: str | bytes) -> None:

@@ -50,14 +50,13 @@ class Applier:
         self._emptied: set[bytes] = set()
         self._made_bytes = self._directory_bytes = 0
         self._modes = FileModes(readable)
-        self._plain = PlainFiles(self._parents, self._modes, limits)
+        self._plain = PlainFiles(self._parents, self._modes, limits, self._named, self._mark)
 
     def layer(self, entries: TarReader, *, lowest: bool) -> None:
         """Apply one layer.  The lowest has nothing below it that a whiteout could hide."""
         self._made = None if lowest else set()
         self._emptied.clear()
         self._made_bytes = 0
-        self._parents.spellings.clear()
         self._take_plain(entries)
         for entry in entries:
             self.entries += 1
@@ -68,15 +67,12 @@ class Applier:
 
     def _take_plain(self, entries: TarReader) -> None:
         stream = entries.at_header()
-        if stream is None:
-            return
-        plain = self._plain
-        files, disk, names = plain.files, plain.disk, plain.names_bytes
-        plain.take(stream, self._made, self._limits.entries - self.entries)
-        self.entries += plain.files - files
-        self.disk += plain.disk - disk
-        self._made_bytes += plain.names_bytes - names
-        self._check_names()
+        if stream is not None:
+            plain = self._plain
+            before, disk = plain.entries, plain.disk
+            plain.take(stream, self._limits.entries - self.entries, marked=self._made is not None)
+            self.entries += plain.entries - before
+            self.disk += plain.disk - disk
 
     def close(self) -> None:
         """Release descriptors."""
@@ -121,7 +117,7 @@ class Applier:
         if entry.kind is Kind.FILE:
             spelling, _, last = entry.name.rpartition(b"/")
             if last == name:  # not of "file/.", whose beginning is the file
-                self._parents.spellings[spelling] = (parent, canonical + b"/" if canonical else b"")
+                self._parents.spellings[spelling] = parent, canonical
             self._file(entry, data, parent, name)
         elif entry.kind is Kind.DIRECTORY:
             self._directory(entry, parent, canonical, name)
@@ -135,11 +131,15 @@ class Applier:
     def _apply_root(self, entry: Entry) -> None:
         if entry.kind is not Kind.DIRECTORY:
             raise ImageInvalid(f"tar entry {shown(entry.name)}: the root of an image must be a directory")
-        self._directories[b""] = _packed(entry)
+        self._directories[b""] = _packed(entry.mode, entry.mtime_ns)
 
     def _implicit(self, path: bytes) -> None:
         """A parent was made that has no entry (yet)."""
         self._keep_mode(path, ROOT_MODE)
+
+    def _named(self, path: bytes, mode: int, mtime_ns: int) -> None:
+        """A directory was made that has an entry."""
+        self._keep_mode(path, _packed(mode, mtime_ns))
 
     def _keep_mode(self, path: bytes, packed: int) -> None:
         """Remember what finish() gives a directory; one that was removed since counts too."""
@@ -158,11 +158,14 @@ class Applier:
         if made is None:
             return
         path = canonical + b"/" + name if canonical else name
-        while path and path not in made:
+        if path not in made:
             made.add(path)
             self._made_bytes += len(path) + NAME_COST
-            path = path.rpartition(b"/")[0]
-        self._check_names()
+            while canonical and canonical not in made:
+                made.add(canonical)
+                self._made_bytes += len(canonical) + NAME_COST
+                canonical = canonical.rpartition(b"/")[0]
+            self._check_names()
 
     def _check_names(self) -> None:
         """An archive of some megabytes can hold gigabytes of names."""
@@ -195,7 +198,7 @@ class Applier:
             if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 self._clear(parent, name)
                 os.mkdir(name, 0o700, dir_fd=parent)
-        self._keep_mode(canonical + b"/" + name if canonical else name, _packed(entry))
+        self._keep_mode(canonical + b"/" + name if canonical else name, _packed(entry.mode, entry.mtime_ns))
 
     def _symlink(self, entry: Entry, parent: int, name: bytes) -> None:
         target = entry.link
@@ -296,9 +299,9 @@ class Applier:
         self._parents.outdated()
 
 
-def _packed(entry: Entry) -> int:
+def _packed(mode: int, mtime_ns: int) -> int:
     """Mode and time in one integer: an image may have a million directories."""
-    return entry.mtime_ns << _MODE_BITS | entry.mode & DIRECTORY_MODE
+    return mtime_ns << _MODE_BITS | mode & DIRECTORY_MODE
 
 
 def _lstat(name: bytes, parent: int) -> os.stat_result | None:

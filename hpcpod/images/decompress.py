@@ -18,9 +18,9 @@ from hpcpod.images.zstdframes import FrameWalker
 
 RAW_CHUNK = 512 * 1024
 """Largest compressed chunk, bytes."""
-OUT_CHUNK = 4 * 1024 * 1024
-"""Largest chunk that comes out, whatever went in: bounds the memory that a bomb can take."""
-_ZSTD_CHUNK = 1024 * 1024
+OUT_CHUNK = 2 * 1024 * 1024
+"""Largest chunk that comes out, whatever went in: bounds the memory that a bomb can take, and is so small
+that what was just decompressed is still in a core's cache when it is hashed and written."""
 _GZIP_WBITS = 31
 _GZIP_STEP = 4096
 _GZIP_FLAGS_END = 4
@@ -136,7 +136,7 @@ def _unzstd(chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
     source = cast("IO[bytes]", _Source(chunks, walker))
     reader = decompressor.stream_reader(source, read_size=RAW_CHUNK, read_across_frames=True)
     try:
-        while out := reader.read(_ZSTD_CHUNK):
+        while out := reader.read(OUT_CHUNK):
             yield out
     except zstandard.ZstdError as error:
         raise ImageInvalid(f"layer: broken zstd: {error}") from None

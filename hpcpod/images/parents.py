@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from hpcpod.errors import ImageInvalid, ImageLimitExceeded
 from hpcpod.images.limits import Limits
+from hpcpod.images.names import WHITEOUT
 from hpcpod.kernel import (
     RESOLVE_BENEATH,
     RESOLVE_IN_ROOT,
@@ -18,9 +19,11 @@ from hpcpod.kernel import (
 )
 from hpcpod.log import shown
 
-CACHED = 64
+CACHED = 128
 _PATH_FD = os.O_PATH | os.O_DIRECTORY
 _EXACT = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
+_TOP = (b"", b".")
+_DOT = ord(".")
 _NO_WAY = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
@@ -29,8 +32,8 @@ class Parents:
     """Descriptors of directories by the path that an archive uses for them.
 
     A path may run through symlinks of the image; its canonical form is the one without.
-    on_make is told the canonical path of each directory made.  spellings: descriptor, and canonical path
-    with a slash, of directories by what an archive wrote before a file's name, as long as both are good.
+    on_make is told the canonical path of each directory made.  spellings: the same by what an archive
+    wrote before an entry's name, as long as it leads there.
     """
 
     def __init__(self, root: int, limits: Limits, on_make: Callable[[bytes], None]) -> None:
@@ -39,7 +42,7 @@ class Parents:
         self._on_make = on_make
         self._open: dict[bytes, tuple[int, bytes]] = {}
         self._stale: list[int] = []
-        self.spellings: dict[bytes, tuple[int, bytes]] = {}
+        self.spellings: dict[bytes, tuple[int, bytes]] = dict.fromkeys(_TOP, (root, b""))
 
     def make(self, path: bytes) -> tuple[int, bytes]:
         """Descriptor and canonical path of a directory; it and its parents are made where missing.
@@ -69,6 +72,29 @@ class Parents:
             return None
         return None if looked_up is None else self._remember(path, looked_up)
 
+    def below(self, spelling: bytes) -> tuple[int, bytes] | None:
+        """A directory that is there, and no symlink on the way from one in spellings; it is added to them.
+
+        The plainest spellings only: None says nothing.  The descriptor is good until the next call.
+        """
+        above, _, name = spelling.rpartition(b"/")
+        if not name or name[0] == _DOT or WHITEOUT in name:
+            return None
+        parent = self.spellings.get(above) or self.below(above)
+        if parent is None:
+            return None
+        canonical = parent[1] + b"/" + name if parent[1] else name
+        found = self._open.get(canonical)
+        if found is None:
+            self._check_depth(canonical)
+            try:
+                fd = os.open(name, _PATH_FD | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent[0])
+            except OSError:
+                return None
+            found = self._remember(canonical, (fd, canonical))
+        self.spellings[spelling] = found
+        return found
+
     def open_exact(self, path: bytes) -> int | None:
         """A read-only descriptor of the directory at a canonical path; None if another thing is there now."""
         try:
@@ -86,6 +112,7 @@ class Parents:
         self._stale.extend(fd for fd, _ in self._open.values())
         self._open.clear()
         self.spellings.clear()
+        self.spellings.update(dict.fromkeys(_TOP, (self._root, b"")))
 
     def forget(self) -> None:
         """Close all."""

@@ -18,6 +18,7 @@ from hpcpod.images.decompress import RAW_CHUNK, decompress
 from hpcpod.images.layout import Blob
 from hpcpod.images.limits import Limits
 from hpcpod.images.manifest import Compression, Layer
+from hpcpod.kernel import keep_freed_memory
 
 QUEUED = 4
 """Chunks that may wait between two threads."""
@@ -112,6 +113,7 @@ class LayerPipeline:
     def __init__(
         self, layer: Layer, blob: Blob, limits: Limits, budget: Budget, advance: Callable[[int], None]
     ) -> None:
+        keep_freed_memory()
         self._layer = layer
         self._blob = blob
         self._limits = limits
