@@ -113,8 +113,10 @@ def user_of(store: Store, image: StoredImage, mounted: Mounted, present: str = "
 def _names(line: MountLine, image: StoredImage) -> bool:
     """Whether the source or the options of a mount name this entry, and not another form of the image."""
     plain = image.form == Form.DIRECTORY.value
-    if image.digest in line.after and line.after.startswith("overlay "):
-        return True  # the mount below it is the kernel's own copy: which form it is cannot be seen
+    if image.digest in line.after:  # the front says of which image a mount is (native/root.c, fuse.c)
+        if line.after.startswith("overlay "):
+            return True  # the mount below it is the kernel's own copy: which form it is cannot be seen
+        return line.after.startswith("fuse") and image.form == Form.SQUASHFS.value
     name = image.name
     start = line.after.find(name)
     if start < 0:
