@@ -92,8 +92,10 @@ def _run(words: Sequence[str], variables: Mapping[str, str], beat: Callable[[], 
 
 
 def _failed(program: str, status: int, output: str) -> HpcpodError:
-    said = output.strip().splitlines()
-    message = f"{program}: exit status {status}: {shown(said[-1]) if said else 'said nothing'}"
-    if any(reason in output for reason in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))):
+    reasons = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+    full = [line for line in output.splitlines() if any(reason in line for reason in reasons)]
+    said = full[:1] or output.strip().splitlines()[-1:] or ["said nothing"]
+    message = f"{program}: exit status {status}: {shown(said[0])}"
+    if full:
         return StoreFull(message, hint="hpcpod image gc frees space; --rootfs=dir needs no second copy")
     return StoreUnusable(message)
