@@ -163,12 +163,21 @@ def _compiles(words: list[str], source: str = "int main(void) { return 0; }\n") 
     return f"{' '.join(words)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}"
 
 
+def _loop() -> str | None:
+    """A file as a disk, with ext4 on it."""
+    return _program("mkfs.ext4", "losetup")() or (
+        None if os.path.exists("/dev/loop-control") else "no loop devices: /dev/loop-control is missing"
+    )
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "root": _root,
     "plain": _plain,  # another, unprivileged user than root can be had
     "userns": _userns,
     "overlay": _overlay,
     "native": _native,
+    "uml": _program("linux.uml", "mkfs.ext4"),  # a kernel that runs as a process
+    "loop": _loop,
     "fuse": _fuse,
     "cgroup": _cgroup,
     "kernel-images": _kernel_images,
