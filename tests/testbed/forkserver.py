@@ -31,7 +31,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
     """Import what a command may, before it is forked: an import is no state that a kill could harm."""
     for name in ("hpcpod.cli", "hpcpod.images", "hpcpod.launcher"):
         package = importlib.import_module(name)
@@ -152,7 +152,7 @@ def _accept(listening: socket.socket, library: str) -> None:
 def main() -> None:
     """Serve until standard input ends."""
     path, library = sys.argv[1:]
-    _import_everything()
+    import_everything()
     gc.freeze()  # collecting what all commands share would copy it into each
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(path)
