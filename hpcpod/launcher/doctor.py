@@ -49,12 +49,38 @@ class Place:
 
 
 @frozen
+class Packing:
+    """What the node has for packed images.
+
+    filesystems: those of ``erofs`` and ``squashfs`` that the kernel has.  programs: those of mkfs.erofs,
+    mksquashfs and squashfuse_ll that are installed.  threads: whether squashfuse_ll has several, None for not
+    known.  fuse: errno name of opening /dev/fuse, empty for success.
+    """
+
+    filesystems: frozenset[str] = frozenset()
+    programs: frozenset[str] = frozenset()
+    threads: bool | None = None
+    fuse: str = ""
+
+
+@frozen
+class SiteFacts:
+    """The site's store.  problem: why users cannot use it, or empty.  mounted: images that are, for all."""
+
+    path: str
+    problem: str = ""
+    images: int = 0
+    mounted: int = 0
+
+
+@frozen
 class NodeFacts:
     """What was read of the node.
 
     sysctl: values by path below /proc/sys, without those that are absent.  userns, overlay: errno name of the
     attempt to make a pod's namespaces and a writable layer in them, empty for success.  pmi: what
     ``srun --mpi=list`` offers, None where there is no srun; pmi_problem: why it could not be asked.
+    site: None where the site has no store; settings_problem: what is wrong with hpcpod.toml, or empty.
     """
 
     release: str
@@ -65,6 +91,9 @@ class NodeFacts:
     runtime: Place
     pmi: frozenset[str] | None = None
     pmi_problem: str = ""
+    packing: Packing = Packing()
+    site: SiteFacts | None = None
+    settings_problem: str = ""
 
 
 def findings(facts: NodeFacts) -> tuple[Finding, ...]:
@@ -76,6 +105,8 @@ def findings(facts: NodeFacts) -> tuple[Finding, ...]:
         _seccomp(facts.sysctl),
         _runtime(facts.runtime),
         _store(facts.store),
+        *_site(facts),
+        *_packed(facts.packing),
         *_slurm(facts),
     )
 
@@ -159,6 +190,55 @@ def _store(place: Place) -> Finding:
     if place.free < MIN_FREE:
         return Finding("image store", Level.WARN, f"{where}: only {free}", "hpcpod image rm, or " + elsewhere)
     return Finding("image store", Level.OK, f"{where} ({shown(place.kind)}, {free})")
+
+
+def _site(facts: NodeFacts) -> Iterator[Finding]:
+    if facts.settings_problem:
+        yield Finding(
+            "hpcpod.toml", Level.FAIL, shown(facts.settings_problem), "mend the file (hpcpod.toml(5))"
+        )
+    if facts.site is None:
+        return
+    where = shown(facts.site.path)
+    if facts.site.problem:
+        message = f"{where}: {shown(facts.site.problem)}: users' own stores are used"
+        yield Finding("site store", Level.WARN, message, "hpcpod image pull --site REF, as root")
+    else:
+        message = f"{where} ({facts.site.images} images, {facts.site.mounted} mounted)"
+        yield Finding("site store", Level.OK, message)
+
+
+def _packed(packing: Packing) -> Iterator[Finding]:
+    """Nothing here keeps a pod from starting: an image can always be a directory."""
+    for form, maker, package in (
+        ("erofs", "mkfs.erofs", "erofs-utils"),
+        ("squashfs", "mksquashfs", "squashfs-tools"),
+    ):
+        if form not in packing.filesystems:
+            message = f"this kernel has no {form}: root cannot mount such images for all"
+            yield Finding(form, Level.WARN, message, f"a kernel with {form}, or modprobe {form}")
+        elif maker not in packing.programs:
+            yield Finding(
+                form, Level.WARN, f"{maker} is not installed: no image is packed", f"install {package}"
+            )
+        else:
+            yield Finding(form, Level.OK, f"the kernel has it, {maker} packs it")
+    yield _fuse(packing)
+
+
+def _fuse(packing: Packing) -> Finding:
+    lost = "a user's squashfs images cannot be shown"
+    if packing.fuse:
+        return Finding(
+            "FUSE", Level.WARN, f"/dev/fuse: {packing.fuse}: {lost}", "modprobe fuse, chmod 0666 /dev/fuse"
+        )
+    if "squashfuse_ll" not in packing.programs:
+        return Finding("FUSE", Level.WARN, f"squashfuse_ll is not installed: {lost}", "install squashfuse")
+    if packing.threads is False:
+        message = "squashfuse_ll has one thread: ranks that read at once wait for one another"
+        return Finding("FUSE", Level.WARN, message, "a squashfuse built with --enable-multithreading")
+    several = ", with several threads" if packing.threads else ""
+    return Finding("FUSE", Level.OK, f"squashfuse_ll shows users' squashfs images{several}")
 
 
 def _slurm(facts: NodeFacts) -> Iterator[Finding]:

@@ -12,7 +12,12 @@ from collections.abc import Callable, Mapping
 
 from hpcpod.config import runtime_directory, store_directory
 from hpcpod.errors import HpcpodError
-from hpcpod.launcher.doctor import NodeFacts, Place
+from hpcpod.images.limits import configured
+from hpcpod.images.store import is_mounted, open_site
+from hpcpod.images.tools import kernel_knows, program, squashfuse
+from hpcpod.launcher.doctor import NodeFacts, Packing, Place, SiteFacts
+from hpcpod.model import Form
+from hpcpod.settings import Settings, read_settings
 
 SYSCTLS = (
     "user/max_user_namespaces",
@@ -22,6 +27,8 @@ SYSCTLS = (
     "kernel/seccomp/actions_avail",
 )
 SRUN_SECONDS = 10
+_PROGRAM_MAX = 64 << 20
+"""Bytes of a program that are looked through."""
 
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
@@ -67,6 +74,50 @@ def _place(find: Callable[[], str]) -> Place:
     kind, options = _file_system(os.path.realpath(path))
     space = os.statvfs(path)
     return Place(path, kind=kind, options=options, free=space.f_bavail * space.f_frsize)
+
+
+# --------------------------------------------------------------------------- images
+
+
+def has_threads(server: str) -> bool | None:
+    """Whether this FUSE server answers several requests at once, by the function of libfuse that it calls."""
+    try:
+        with open(server, "rb") as file:
+            content = file.read(_PROGRAM_MAX)
+    except OSError:
+        return None
+    if b"fuse_session_loop_mt" in content:
+        return True
+    return False if b"fuse_session_loop" in content else None
+
+
+def _packing() -> Packing:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+        fuse = ""
+    except OSError as error:
+        fuse = errno.errorcode.get(error.errno or 0, "error")
+    server = squashfuse()
+    return Packing(
+        filesystems=frozenset(filter(kernel_knows, ("erofs", "squashfs"))),
+        programs=frozenset(filter(program, ("mkfs.erofs", "mksquashfs", "squashfuse_ll"))),
+        threads=has_threads(server) if server else None,
+        fuse=fuse,
+    )
+
+
+def _site(settings: Settings) -> SiteFacts | None:
+    """None where the site has no store: none is configured, or nobody has made the one that is by default."""
+    if not settings.site or (settings.site == Settings().site and not os.path.lexists(settings.site)):
+        return None
+    store = open_site(settings)
+    if store is None:
+        there = os.path.lexists(settings.site)
+        problem = "not root's alone, or of another version" if there else "not there"
+        return SiteFacts(settings.site, problem)
+    images = store.all()
+    mounted = sum(is_mounted(store.mount_point(image.digest, Form(image.form))) for image in images)
+    return SiteFacts(settings.site, "", len(images), mounted)
 
 
 # --------------------------------------------------------------------------- namespaces
@@ -159,6 +210,12 @@ def read_node(environment: Mapping[str, str], uid: int) -> NodeFacts:
     """Read all of it; takes some 50 ms, longer where srun has to ask."""
     userns, overlay = _attempt()
     pmi, pmi_problem = _pmi()
+    settings, settings_problem = Settings(), ""
+    try:
+        settings = read_settings(environment)
+        configured(settings)
+    except HpcpodError as error:
+        settings_problem = error.message
     return NodeFacts(
         release=os.uname().release,
         sysctl=read_sysctls(),
@@ -168,4 +225,7 @@ def read_node(environment: Mapping[str, str], uid: int) -> NodeFacts:
         runtime=_place(lambda: runtime_directory(environment, uid)),
         pmi=pmi,
         pmi_problem=pmi_problem,
+        packing=_packing(),
+        site=_site(settings),
+        settings_problem=settings_problem,
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpcpod.frozen import replace
-from hpcpod.launcher.doctor import Finding, Level, NodeFacts, Place, findings
-from hpcpod.launcher.node_facts import parse_mpi_list, read_sysctls
+from hpcpod.launcher.doctor import Finding, Level, NodeFacts, Packing, Place, SiteFacts, findings
+from hpcpod.launcher.node_facts import has_threads, parse_mpi_list, read_sysctls
 
 GOOD = NodeFacts(
     release="6.1.0-13-amd64",
@@ -22,7 +22,18 @@ GOOD = NodeFacts(
     store=Place("/var/tmp/hpcpod-1", kind="ext4", options=frozenset({"rw"}), free=10**11),
     runtime=Place("/dev/shm/hpcpod-1", kind="tmpfs"),
     pmi=frozenset({"none", "pmi2", "pmix", "pmix_v4"}),
+    packing=Packing(
+        filesystems=frozenset({"erofs", "squashfs"}),
+        programs=frozenset({"mkfs.erofs", "mksquashfs", "squashfuse_ll"}),
+        threads=True,
+    ),
+    site=SiteFacts("/var/lib/hpcpod", images=3, mounted=1),
 )
+PACKING = GOOD.packing
+
+
+def without(program: str) -> Packing:
+    return replace(PACKING, programs=PACKING.programs - {program})
 
 
 def finding(facts: NodeFacts, subject: str) -> Finding:
@@ -76,6 +87,17 @@ def test_why_there_are_no_user_namespaces(sysctl: str, value: str, mend: str) ->
         (replace(GOOD, pmi=frozenset({"none", "pmi2"})), "Slurm", Level.WARN),
         (replace(GOOD, pmi=None, pmi_problem="no controller"), "Slurm", Level.WARN),
         (replace(GOOD, pmi=None), "Slurm", None),
+        (replace(GOOD, packing=replace(PACKING, filesystems=frozenset({"squashfs"}))), "erofs", Level.WARN),
+        (replace(GOOD, packing=replace(PACKING, filesystems=frozenset({"erofs"}))), "squashfs", Level.WARN),
+        (replace(GOOD, packing=without("mkfs.erofs")), "erofs", Level.WARN),
+        (replace(GOOD, packing=without("mksquashfs")), "squashfs", Level.WARN),
+        (replace(GOOD, packing=without("squashfuse_ll")), "FUSE", Level.WARN),
+        (replace(GOOD, packing=replace(PACKING, threads=False)), "FUSE", Level.WARN),
+        (replace(GOOD, packing=replace(PACKING, threads=None)), "FUSE", None),
+        (replace(GOOD, packing=replace(PACKING, fuse="EACCES")), "FUSE", Level.WARN),
+        (replace(GOOD, site=None), "site store", None),
+        (replace(GOOD, site=SiteFacts("/x", "not there")), "site store", Level.WARN),
+        (replace(GOOD, settings_problem="configuration /x: not TOML"), "hpcpod.toml", Level.FAIL),
     ],
 )
 def test_what_is_wrong_is_found_and_can_be_mended(
@@ -107,3 +129,13 @@ OLD = "srun: MPI types are...\nsrun: none\nsrun: pmi2\n"
 def test_the_list_of_srun() -> None:
     assert parse_mpi_list(NEW) == {"pmix", "none", "cray_shasta", "pmi2"}
     assert parse_mpi_list(OLD) == {"none", "pmi2"}
+
+
+@pytest.mark.parametrize(
+    ("content", "threads"),
+    [(b"\x7fELF\0fuse_session_loop_mt_31\0", True), (b"\x7fELF\0fuse_session_loop\0", False), (b"#!", None)],
+)
+def test_threads_of_the_fuse_server(tmp_path: Path, content: bytes, threads: bool | None) -> None:
+    (tmp_path / "server").write_bytes(content)
+    assert has_threads(str(tmp_path / "server")) is threads
+    assert has_threads(str(tmp_path / "none")) is None
