@@ -51,7 +51,7 @@ def varied(site: Site) -> str:
 
 def look(root: Path) -> dict[str, tuple[object, ...]]:
     """All that is to be kept."""
-    found = {}
+    found: dict[str, tuple[object, ...]] = {}
     numbers: dict[int, int] = {}
     for path in (root, *sorted(root.rglob("*"))):
         status = path.lstat()

@@ -283,3 +283,18 @@ def assert_root_reads_no_image(site: Site) -> None:
             assert pid in dropped, line
             reads += 1
     assert reads
+
+
+def test_the_doctor_sees_it(site: Site) -> None:
+    def found() -> tuple[str, str]:
+        rows = json.loads(site.hpcpod("doctor", "--json", uid=FIRST_USER).stdout)["findings"]
+        (row,) = [row for row in rows if row["subject"] == "site store"]
+        return row["level"], row["message"]
+
+    assert found() == ("warn", f"{site.store}: not there: users' own stores are used")
+    site.out("image", "mount", tiny(site, "one"))
+    site.out("image", "pull", "--site", "--rootfs=dir", tiny(site, "two"))
+    assert found() == ("ok", f"{site.store} (2 images, 1 mounted)")
+    site.out("image", "umount", "--all")
+    site.store.chmod(0o777)
+    assert found()[0] == "warn"

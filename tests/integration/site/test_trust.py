@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,9 +117,8 @@ def test_mount_points_that_alice_made(site: Site, small: str, how: str) -> None:
     (name,) = [name for name in site.entries() if name.endswith(".erofs")]
     subprocess.run(["rm", "-r", memory / "run"], check=True)
     mine = site.base / "alices"
-    copied(
-        site, next((site.base / "other" / "images").iterdir()), mine / "x"
-    ) if mine.mkdir() is None else None
+    mine.mkdir()
+    copied(site, next((site.base / "other" / "images").iterdir()), mine / "x")
     place = memory / "run" / "mounts"
     if how == "roots":  # what of it is root's does not make it root's
         place.mkdir(parents=True)
@@ -195,7 +195,7 @@ def test_a_read_only_disk(site: Site, small: str) -> None:
     two = tiny(site, "two")
     site.out("image", "pull", two, uid=ALICE)
     inner = site.pod_words(small, ["cat", "/etc/os-release"])
-    python = [os.sys.executable, "-P", "-m", "hpcpod"]
+    python = [sys.executable, "-P", "-m", "hpcpod"]
     plain = f"setpriv --reuid={ALICE} --regid={ALICE} --clear-groups"
     script = f"""
         mount --bind {site.base} {site.base} && mount -o remount,bind,ro {site.base} || exit 99

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
+import sys
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_one_of_many_pulls_works(site: Site, small: str) -> None:
     words = ["strace", "-f", "-qq", "-e", "trace=execve", "-e", "signal=none"]
     account = site.account(0)
     command = [*words, "-o", f"{site.base}/trace", "sh", "-c", "for n in 1 2 3 4 5 6 7 8; do $0 & done; wait"]
-    hpcpod = f"{os.sys.executable} -P -m hpcpod image mount --rootfs=erofs --lease=$n {small}"
+    hpcpod = f"{sys.executable} -P -m hpcpod image mount --rootfs=erofs --lease=$n {small}"
     command[-1] = f"for n in 1 2 3 4 5 6 7 8; do {hpcpod} & done; wait"
     done = account.run(command, env=site.environment(), timeout=200)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == len(USERS), done.stderr
