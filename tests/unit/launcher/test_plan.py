@@ -34,7 +34,19 @@ from hpcpod.model import (
     Tree,
 )
 from tests.unit.launcher import records
-from tests.unit.launcher.worlds import ALONE, FACTS, GUARD, IMAGE, INSIDE_MPICH, ROOTFS, STEP, USER, plan
+from tests.unit.launcher.worlds import (
+    ALONE,
+    FACTS,
+    FILE,
+    GUARD,
+    IMAGE,
+    INSIDE_MPICH,
+    PACKED,
+    ROOTFS,
+    STEP,
+    USER,
+    plan,
+)
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -50,6 +62,8 @@ CASES: dict[str, NodePlan] = {
     "local-launch": plan("-n", "4", inside=INSIDE_MPICH),
     "cwd-in-tmp": plan(context=replace(ALONE, cwd="/tmp/x")),
     "cwd-is-root": plan(context=replace(ALONE, cwd="/")),
+    "packed": plan("--rootfs=squashfs", image=PACKED),
+    "packed-writable": plan("--writable", image=PACKED, context=STEP),
 }  # fmt: skip
 
 
@@ -60,7 +74,7 @@ def text(record: bytes) -> str:
 @pytest.mark.parametrize("name", CASES)
 def test_plans_are_what_they_were(name: str) -> None:
     golden = GOLDENS / f"{name}.txt"
-    found = text(record_bytes(CASES[name], ROOTFS))
+    found = text(record_bytes(CASES[name], FILE if CASES[name].image == PACKED else ROOTFS))
     if os.environ.get("HPCPOD_GOLDENS") == "write":
         golden.write_text(found)
     assert found == golden.read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from hpcpod.cli.plan_text import plan_lines
 from hpcpod.frozen import replace
-from tests.unit.launcher.worlds import plan
+from tests.unit.launcher.worlds import IMAGE, PACKED, plan
 
 
 def lines(*words: str) -> list[str]:
@@ -28,6 +28,13 @@ def test_mounts_are_said_in_words() -> None:
     (kept,) = (line for line in text if line.startswith("kept "))
     assert kept.startswith("kept     /bin /boot ")
     assert kept.endswith("are the image's whatever TMPDIR says")
+
+
+def test_where_the_root_comes_from() -> None:
+    text = plan_lines(plan(image=PACKED))
+    (rootfs,) = (line for line in text if line.startswith("rootfs "))
+    assert rootfs.endswith(".squashfs/rootfs.squashfs (by /usr/bin/squashfuse_ll)")
+    assert f"rootfs   {IMAGE.rootfs.path}" in lines()  # type: ignore[union-attr]
 
 
 def test_what_the_environment_loses_is_one_line() -> None:

@@ -9,6 +9,7 @@ from hpcpod.launcher.record import rootfs_path
 from hpcpod.launcher.request import parse_request
 from hpcpod.model import (
     FileStamp,
+    FuseImage,
     ImageConfig,
     ImageFacts,
     Mpiexec,
@@ -51,6 +52,15 @@ IMAGE = VerifiedImage(
         workdir="/opt/app",
     ),
 )
+PACKED = replace(
+    IMAGE,
+    rootfs=FuseImage(
+        file="/store/images/sha256-" + "ab" * 32 + ".squashfs/rootfs.squashfs",
+        name="sha256-" + "ab" * 32 + ".squashfs",
+        server="/usr/bin/squashfuse_ll",
+    ),
+)
+"""The same image as a squashfs file, for FUSE."""
 MPICH = MpiLibrary(MpiFamily.MPICH, "/usr/lib/libmpich.so.12", frozenset({PmiKind.PMI1, PmiKind.PMI2}))
 INSIDE = ImageFacts(passwd=PASSWD, group=GROUP, mpi=(), mpiexec=())
 INSIDE_MPICH = ImageFacts(
@@ -66,7 +76,10 @@ STEP = StepContext(
     cwd="/home/alice",
 )  # fmt: skip
 GUARD = FileStamp("/images/app/index.json", 2049, 77, 510, 1700000000123456789, 1700000000223456789)
-ROOTFS = FileStamp(rootfs_path(IMAGE.rootfs), 2049, 4242, 4096, 1700000001000000000, 1700000001000000000)
+ROOTFS, FILE = (
+    FileStamp(rootfs_path(image.rootfs), 2049, 4242, 4096, 1700000001000000000, 1700000001000000000)
+    for image in (IMAGE, PACKED)
+)
 FACTS = Facts(
     user=USER, inside=INSIDE, context=ALONE,
     paths=NodePaths("/opt/hpcpod/bin/hpcpod", "/dev/shm/hpcpod-1001/events"),
@@ -74,8 +87,10 @@ FACTS = Facts(
 )  # fmt: skip
 
 
-def plan(*words: str, variables: dict[str, str] | None = None, **changes: object) -> NodePlan:
+def plan(
+    *words: str, variables: dict[str, str] | None = None, image: VerifiedImage = IMAGE, **changes: object
+) -> NodePlan:
     """The plan of ``hpcpod run WORDS`` in this world, with these facts changed."""
     request, rest = parse_request([*words, IMAGE.reference], variables or {})
     assert rest == [IMAGE.reference]
-    return make_plan(request, IMAGE, replace(FACTS, **changes))
+    return make_plan(request, image, replace(FACTS, **changes))
