@@ -37,7 +37,8 @@ def pack_words(form: Form, facts: FormFacts, tree: str, file: str, owner: tuple[
     if form is Form.SQUASHFS:
         words = [facts.mksquashfs, tree, file, "-noappend", "-no-progress", "-quiet", "-no-xattrs"]
         words += ["-comp", "zstd", "-Xcompression-level", "1", "-b", "128K", "-mkfs-time", "0"]
-        words += ["-mem", _MEMORY]
+        # by default it makes an empty file of what it cannot read, and succeeds
+        words += ["-mem", _MEMORY, "-exit-on-error", "-no-recovery"]
         return [*words, "-force-uid", str(uid), "-force-gid", str(gid)]
     words = [facts.mkfs_erofs, "-zlz4", "-x-1", "-U", _UUID, "--preserve-mtime", "--quiet"]
     return [*words, f"--force-uid={uid}", f"--force-gid={gid}", file, tree]
