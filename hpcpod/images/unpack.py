@@ -17,18 +17,20 @@ from hpcpod.images.tarstream import ByteStream, TarReader
 from hpcpod.log import Progress, size
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_NODE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOSYS,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
+_OF_IMAGE = (
+    errno.EEXIST,
+    errno.EILSEQ,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EMLINK,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EXDEV,
 )
+"""What names in an image can cause.  All else is the node's, or a limit of the process."""
 
 
 @frozen
@@ -132,7 +134,7 @@ def write_error(error: OSError, directory: str) -> HpcpodError:
             f"{directory}: file system is full while unpacking ({code}), {left}",
             hint="hpcpod image rm frees space; HPCPOD_STORE chooses another disk",
         )
-    if error.errno in _NODE:
+    if error.errno not in _OF_IMAGE:
         return StoreUnusable(f"{directory}: {os.strerror(error.errno or 0).lower()} while unpacking ({code})")
     return ImageInvalid(
         f"image: an entry that cannot be made: {os.strerror(error.errno or 0).lower()} ({code})"
