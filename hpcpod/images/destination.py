@@ -89,8 +89,7 @@ def _growing(parent: str, target: str) -> Iterator[Embryo]:
     try:
         yield embryo
         syncfs(embryo.fd)
-        rename_new(embryo.path, target)
-        _sync_directory(parent)
+        _publish(embryo, parent, target)
     except OSError as error:
         embryo.discard()
         if error.errno == errno.EEXIST:
@@ -106,9 +105,15 @@ def _exists(target: str) -> UsageError:
     return UsageError(f"destination {shown(target)}: exists", hint="name a directory that does not exist yet")
 
 
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _publish(embryo: Embryo, parent: str, target: str) -> None:
+    """Give the finished tree its name, for good; else it keeps its temporary one.  Raises OSError."""
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        rename_new(embryo.path, target)
+        try:
+            os.fsync(fd)
+        except OSError:
+            os.rename(target, embryo.path)
+            raise
     finally:
         os.close(fd)
