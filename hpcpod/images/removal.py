@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from hpcpod.errors import HpcpodError, ImageInUse
+from hpcpod.errors import HpcpodError, ImageInUse, StoreUnusable
 from hpcpod.images import usage
 from hpcpod.images.fetch import throw_away
 from hpcpod.images.forms import parse_entry
 from hpcpod.images.store import Store, StoredImage
+from hpcpod.log import shown
 from hpcpod.model import Form
 
 
@@ -41,7 +42,13 @@ def remove_entry(store: Store, image: StoredImage) -> None:
         _refuse_if_leased(store, image)
         _refuse_if_used(image, usage.user_of(store, image, usage.read_mounts()))
         gone = take_out(store, image)
-    store.dispose(gone)
+    try:
+        store.dispose(gone)
+    except OSError as error:
+        raise StoreUnusable(
+            f"{shown(gone)}: cannot be removed: {os.strerror(error.errno or 0).lower()}",
+            hint="the image is out of the store; hpcpod image gc tries again to remove what is left of it",
+        ) from None
 
 
 def _refuse_if_leased(store: Store, image: StoredImage) -> None:
