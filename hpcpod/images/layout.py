@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from hpcpod.errors import ImageDigestMismatch, ImageInvalid, ImageNotFound
+from hpcpod.errors import HpcpodError, ImageDigestMismatch, ImageInvalid, ImageNotFound, SystemRefused
 from hpcpod.images.limits import Limits
 from hpcpod.images.manifest import Descriptor
 from hpcpod.images.reference import Reference, copying
@@ -33,6 +33,8 @@ MARK_MAX = 4096
 LAYOUT_VERSION = "1.0.0"
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _READ = 64 * 1024
+_NODE = (errno.EIO, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+"""Why a file cannot be opened through no fault of the image."""
 
 
 class Blob:
@@ -108,7 +110,7 @@ def _is_link(name: str, directory: int) -> bool:
         return False
 
 
-def _unreadable(path: str, error: OSError) -> ImageNotFound | ImageInvalid:
+def _unreadable(path: str, error: OSError) -> HpcpodError:
     code = errno.errorcode.get(error.errno or 0, "error")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return ImageNotFound(f"{shown(path)}: not there ({code})")
@@ -116,6 +118,8 @@ def _unreadable(path: str, error: OSError) -> ImageNotFound | ImageInvalid:
         return ImageNotFound(f"{shown(path)}: may not be read ({code})")
     if error.errno == errno.ENXIO:
         return ImageInvalid(f"{shown(path)}: not a regular file ({code})")
+    if error.errno in _NODE:
+        return SystemRefused(f"{shown(path)}: cannot be read ({code})")
     return ImageInvalid(f"{shown(path)}: cannot be read ({code})")
 
 
