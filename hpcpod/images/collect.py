@@ -84,19 +84,40 @@ def limit_of(store: Store, settings: Settings) -> int | None:
 def make_room(store: Store, compressed: int, settings: Settings, progress: Progress) -> None:
     """Before an image is unpacked: collect what the quota, or a disk that is nearly full, asks for.
 
-    compressed: the sum of the sizes in its manifest.  Raises StoreFull for an image that cannot fit at all.
+    compressed: the sum of the sizes in its manifest.  Raises StoreFull for an image that cannot fit whatever
+    is collected, before anything is.
     """
     check_quota(store, compressed, settings)
     limit = limit_of(store, settings)
     expected = compressed * GROWTH
     status = os.statvfs(store.directory)
-    missing = expected - status.f_bavail * status.f_frsize
-    if limit is not None:
-        held = sum(image.disk for image in store.all())
-        if held + expected > limit * settings.high // 100:
-            missing = max(missing, held + expected - limit * settings.low // 100)
+    free = status.f_bavail * status.f_frsize
+    missing = expected - free
+    if limit is None and missing <= 0:
+        return
+    found = candidates(store)
+    held = sum(candidate.image.disk for candidate in found)
+    kept = sum(candidate.image.disk for candidate in found if candidate.kept)
+    _refuse_in_vain(store, compressed, free + held - kept, kept, limit)
+    if limit is not None and held + expected > limit * settings.high // 100:
+        missing = max(missing, held + expected - limit * settings.low // 100)
     if missing > 0:
         collect(store, missing, progress)
+
+
+def _refuse_in_vain(store: Store, needed: int, free: int, kept: int, limit: int | None) -> None:
+    """Raise StoreFull where not even collecting all would do.  free: what the disk would have then."""
+    if free < needed:
+        raise StoreFull(
+            f"image store {store.directory}: the image takes {size(needed)} or more, {size(free)} can be had",
+            hint="HPCPOD_STORE chooses another disk; what is pinned or in use stays (hpcpod image df)",
+        )
+    if limit is not None and kept + needed > limit:
+        raise StoreFull(
+            f"image store {store.directory}: the image takes {size(needed)} or more, quota {size(limit)}, "
+            f"of which {size(kept)} are pinned or in use",
+            hint="hpcpod image df shows by what",
+        )
 
 
 def check_quota(store: Store, needed: int, settings: Settings) -> None:

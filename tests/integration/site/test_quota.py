@@ -149,6 +149,19 @@ def test_an_image_larger_than_the_quota(kept: Kept) -> None:
     assert not any("zeros" in str(path) for path in kept.images.rglob("*"))
 
 
+def test_nothing_is_collected_in_vain(kept: Kept) -> None:
+    """What is pinned leaves no room: the others need not go."""
+    kept.bound("20M")
+    for name in ("a", "b", "c"):
+        kept.pull(name)
+    kept.run("pin", kept.references["a"], kept.references["b"])
+    reference = tiny(kept.site, "d", data=os.urandom(IMAGE + IMAGE // 2))
+    kept.bound("6M")
+    said = kept.site.refused("image", "pull", *kept.option, reference, slug="store-full", uid=kept.uid)
+    assert "of which 4.2 MB are pinned or in use" in said
+    assert kept.held() == {"a", "b", "c"}
+
+
 def test_damaged_entries_go(kept: Kept) -> None:
     kept.pull("a")
     kept.pull("b")
@@ -278,6 +291,13 @@ def test_a_nearly_full_disk_makes_room_by_itself(site: Site) -> None:
     entries = [line for line in done.stdout.splitlines() if line.endswith("/rootfs.erofs")]
     assert len(entries) in (1, 2, 3)
     assert "/site/tmp/" not in done.stdout and "/site/garbage/" not in done.stdout
+
+
+def test_a_full_disk_is_not_emptied_in_vain(site: Site) -> None:
+    small, large = tiny(site, "a", data=os.urandom(MEGABYTE)), tiny(site, "b", data=os.urandom(9 * MEGABYTE))
+    done = in_small_disk(site, 8, f"{PULL} {small}", f"{PULL} {large} || echo status $?")
+    assert "status 125" in done.stdout and "takes 9.4 MB or more, 8." in done.stderr, done
+    assert "collected" not in done.stderr and done.stdout.count("/rootfs.erofs") == 1
 
 
 @pytest.mark.parametrize("form", ["squashfs", "erofs"])
