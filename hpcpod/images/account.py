@@ -33,11 +33,12 @@ class Account:
 
 def find_account(name: str) -> Account:
     """The account of this name or number.  Raises StoreUnusable."""
+    number = name.isascii() and name.isdigit()
     try:
-        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+        entry = pwd.getpwuid(int(name)) if number else pwd.getpwnam(name)
         found = Account(entry.pw_uid, entry.pw_gid)
     except (KeyError, OverflowError):
-        if not name.isdigit() or not 0 < int(name) <= _HIGHEST:
+        if not number or not 0 < int(name) <= _HIGHEST:
             raise StoreUnusable(
                 f"site store: account {name}: not known on this node",
                 hint=f"useradd --system --no-create-home {name}, or another [site] account in hpcpod.toml",

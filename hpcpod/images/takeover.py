@@ -17,6 +17,8 @@ from collections.abc import Collection
 from hpcpod.errors import StoreUnusable
 from hpcpod.log import shown
 
+_DEEPEST = 400
+"""Directories in one another: twice what limit path_depth lets an image have, and what Python can walk."""
 _PERMISSIONS, _READ = 0o755, 0o444
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -33,7 +35,7 @@ def take_over(directory: int, names: Collection[str], uid: int) -> None:
     if found != set(names):
         odd = ", ".join(shown(name) for name in sorted(found ^ set(names))[:3])
         raise StoreUnusable(f"site store: an entry in the making: {odd}: more or less than it should have")
-    _take_children(directory, uid, strict=True)
+    _take_children(directory, uid)
     for name in names:
         _let_all_read(directory, name)
     os.fchmod(directory, _PERMISSIONS)
@@ -42,36 +44,64 @@ def take_over(directory: int, names: Collection[str], uid: int) -> None:
 def own_tree(path: str, uid: int) -> None:
     """Make a directory root's with those below it, so that root can remove it; one that is not there is none.
 
-    Raises StoreUnusable, OSError.
+    What lies deeper than images do is moved up.  Raises StoreUnusable, OSError.
     """
     try:
-        fd = os.open(path, _DIRECTORY)
+        top = os.open(path, _DIRECTORY)
     except FileNotFoundError:
         return
     try:
-        _own_directory(fd, uid)
-        _take_children(fd, uid, strict=False)
+        _own_directory(top, uid)
+        serial = 0
+        while deep := _take_directories(top, uid, 0):
+            for parent, name in deep:
+                serial += 1
+                os.rename(name, f"deep-{os.getpid()}-{serial}", src_dir_fd=parent, dst_dir_fd=top)
+                os.close(parent)
     finally:
-        os.close(fd)
+        os.close(top)
 
 
-def _take_children(directory: int, uid: int, *, strict: bool) -> None:
-    """strict: also refuse what no image has, or somebody writes; else only directories are of interest."""
+def _take_directories(directory: int, uid: int, depth: int) -> list[tuple[int, str]]:
+    """Make the directories below one root's; those that are too deep, as the parent's descriptor and name."""
+    found: list[tuple[int, str]] = []
+    for name, is_directory, _ in _children(directory):
+        if not is_directory:
+            continue
+        if depth == _DEEPEST:
+            found.append((os.dup(directory), name))
+            break  # one at a time: descriptors are few
+        fd = os.open(name, _DIRECTORY, dir_fd=directory)
+        try:
+            _own_directory(fd, uid)
+            found = _take_directories(fd, uid, depth + 1)
+        finally:
+            os.close(fd)
+        if found:
+            break
+    return found
+
+
+def _children(directory: int) -> list[tuple[str, bool, bool]]:
+    """Name, whether it is a directory, whether it is a link."""
     with os.scandir(directory) as entries:
-        children = [
-            (entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries
-        ]
-    for name, is_directory, is_link in children:
+        return [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries]
+
+
+def _take_children(directory: int, uid: int, depth: int = 0) -> None:
+    if depth > _DEEPEST:
+        raise StoreUnusable(f"site store: an entry in the making: deeper than {_DEEPEST} directories")
+    for name, is_directory, is_link in _children(directory):
         if is_directory:
             fd = os.open(name, _DIRECTORY, dir_fd=directory)
             try:
                 _own_directory(fd, uid)
-                _take_children(fd, uid, strict=strict)
+                _take_children(fd, uid, depth + 1)
             finally:
                 os.close(fd)
-        elif strict and is_link:
+        elif is_link:
             os.chown(name, 0, 0, dir_fd=directory, follow_symlinks=False)
-        elif strict:
+        else:
             _own_file(directory, name, uid)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from hpcpod.errors import StoreUnusable
-from hpcpod.images.takeover import take_over
+from hpcpod.images.takeover import own_tree, take_over
+from hpcpod.images.tree import remove_tree
 from tests.integration.site.conftest import ACCOUNT, FIRST_USER, FORMS, Site, tiny
-from tests.testbed import layouts
+from tests.testbed import acis, layouts
 
 pytestmark = pytest.mark.needs("root", "plain", "kernel-images")
 
@@ -113,6 +115,7 @@ def test_an_image_that_the_account_cannot_read(site: Site) -> None:
         ("root", "site store: account root: is root's"),
         ("0", "site store: account 0: is root's"),
         ("", "site store: account "),
+        ("\u00b2", "site store: account "),
         ("99999999999999999999", "site store: account 99999999999999999999: not known on this node"),
     ],
 )
@@ -163,6 +166,18 @@ def test_bad_images_leave_nothing(site: Site) -> None:
         site.refused("image", "pull", "--site", f"--rootfs={form}", f"oci:{layout}", slug="image-digest")
         assert site.entries() == []
         site.assert_idle()
+
+
+def test_other_formats(site: Site) -> None:
+    """An image of one file, named by a digest of its own kind."""
+    (site.base / "image.aci").write_bytes(acis.aci())
+    reference = f"aci:{site.base}/image.aci"
+    digest = site.out("image", "pull", "--site", reference)
+    assert digest.startswith("sha512:") and site.entries() == [f"{digest.replace(':', '-')}.erofs"]
+    place = Path(site.out("image", "mount", reference))
+    assert place.is_dir() and site.mounted() == site.entries()
+    assert site.out("image", "umount", digest[:30]) == site.entries()[0]
+    site.out("image", "rm", "--site", reference)
 
 
 def test_two_roots_at_once_make_one_image(site: Site) -> None:
@@ -253,6 +268,20 @@ def test_what_no_image_has_is_refused_and_left_as_it_is(tmp_path: Path, make: Ca
     assert (after.st_mode, after.st_uid) == (before.st_mode, before.st_uid)
 
 
+def test_a_tree_deeper_than_any_image(tmp_path: Path) -> None:
+    """Made by an account that obeys no rule: refused, and removed all the same."""
+    path = tmp_path / "entry"
+    fd = entry_of_account(path)
+    script = "import os\nfor _ in range(3000):\n os.mkdir('e', 0o700)\n os.chdir('e')"
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=path / "rootfs", check=True, user=ACCOUNT, group=ACCOUNT
+    )
+    assert "deeper than 400 directories" in taken(path, fd)
+    own_tree(str(path), ACCOUNT)
+    remove_tree(str(path))
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("name", ["more", "pinned"])
 def test_names_that_no_entry_has_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "entry"
@@ -261,8 +290,9 @@ def test_names_that_no_entry_has_are_refused(tmp_path: Path, name: str) -> None:
     assert f"{name}: more or less than it should have" in taken(path, fd)
 
 
-def test_modules_that_root_imports(site: Site) -> None:
-    """Root does not parse: in its own process, neither an index nor a configuration is read."""
+@pytest.mark.needs("strace")
+def test_root_does_not_parse(site: Site) -> None:
+    """In its own process neither an index nor a configuration is read."""
     reference = tiny(site, "one")
     site.out("image", "pull", "--site", reference)
     words = ["strace", "-f", "-e", "trace=openat,setresuid", "-o", f"{site.base}/trace"]

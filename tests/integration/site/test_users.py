@@ -66,6 +66,7 @@ def test_eight_users_at_once(site: Site, small: str, form: str) -> None:
     assert json.loads((site.store / "images" / site.entries()[0] / "meta.json").read_bytes()) == made
 
 
+@pytest.mark.needs("strace")
 def test_one_of_many_pulls_works(site: Site, small: str) -> None:
     """strace(1) counts the packers."""
     words = ["strace", "-f", "-qq", "-e", "trace=execve", "-e", "signal=none"]
