@@ -91,6 +91,12 @@ class SiteStore(Store):
         with as_account(self.account, lambda: plain.identify(reference, platform, limits)) as answer:
             return None if answer is None else _checked_digest(answer)
 
+    def is_whole(self, name: str, limits: Limits) -> bool:
+        """As Store.is_whole(), by the account: an image's documents are the image's."""
+        plain = Store(self.directory, self.run)
+        with as_account(self.account, lambda: plain.is_whole(name, limits)) as answer:
+            return answer is True
+
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
         """While the body runs nobody else mounts, unmounts or removes the entry of this name."""

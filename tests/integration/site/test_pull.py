@@ -293,12 +293,21 @@ def test_names_that_no_entry_has_are_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.needs("strace")
 def test_root_does_not_parse(site: Site) -> None:
     """In its own process neither an index nor a configuration is read."""
-    reference = tiny(site, "one")
-    site.out("image", "pull", "--site", reference)
-    words = ["strace", "-f", "-e", "trace=openat,setresuid", "-o", f"{site.base}/trace"]
-    command = [*words, sys.executable, "-P", "-m", "hpcpod", "image", "mount", reference]
-    account = site.account(0)
-    assert account.run(command, env=site.environment()).returncode == 0
+    reference, hpcpod = tiny(site, "one"), f"{sys.executable} -P -m hpcpod image"
+    commands = [
+        "pull --site --rootfs=dir",
+        "pull --site --rootfs=squashfs",
+        "mount --rootfs=erofs",
+        "mount --rootfs=squashfs",
+        "pin --site",
+        "unpin --site",
+        "umount",
+        "rm --site",
+    ]
+    script = "\n".join([*(f"{hpcpod} {command} {reference}" for command in commands), f"{hpcpod} gc --site"])
+    words = ["strace", "-f", "-e", "trace=openat,setresuid", "-o", f"{site.base}/trace", "sh", "-exc", script]
+    done = site.account(0).run(words, env=site.environment())
+    assert done.returncode == 0, done.stderr
     assert_root_reads_no_image(site)
 
 
@@ -309,10 +318,11 @@ def assert_root_reads_no_image(site: Site) -> None:
         pid = line.split()[0]
         if "setresuid(" in line and f"setresuid({ACCOUNT}" in line:
             dropped.add(pid)
-        if any(name in line for name in ("index.json", "config.json", "facts.json", "oci-layout")):
+        # Bare names of documents: root takes them over, by descriptor, unread.
+        if any(name in line for name in ("index.json", "/config.json", "/facts.json", "oci-layout")):
             assert pid in dropped, line
             reads += 1
-    assert reads
+    assert reads > len(dropped) / 2
 
 
 def test_the_doctor_sees_it(site: Site) -> None:
