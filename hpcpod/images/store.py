@@ -34,6 +34,7 @@ from hpcpod.config import runtime_directory, store_directory
 from hpcpod.errors import ImageInvalid, StoreFull, StoreUnusable
 from hpcpod.frozen import frozen
 from hpcpod.images.forms import entry_name, parse_entry
+from hpcpod.images.layout import stamp_of
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
 from hpcpod.images.manifest import parse_config
 from hpcpod.images.platforms import platform_of
@@ -348,6 +349,7 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
             image = store.find(digest, reference, limits, form)
         if image is not None:
             source.check_platform(image.platform, wanted)
+            stamps += _what_root_mounts(site, image)
             _check_packed(image, f"{runtime_directory(environment, uid)}/verified")
             phases = (Phase("resolve", start, resolved), Phase("verify", resolved, time.time_ns()))
             return image, phases, stamps
@@ -357,6 +359,17 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
         order = Order(reference, wanted, limits, progress or Silent(), locks, settings, form)
         image, later = fetch(store, source, digest, order)
     return image, (Phase("resolve", start, resolved), *later), stamps
+
+
+def _what_root_mounts(site: Store | None, image: VerifiedImage) -> tuple[FileStamp, ...]:
+    """What changes when root mounts an image of the site's store, of which FUSE was the second choice."""
+    if site is None or not isinstance(image.rootfs, FuseImage):
+        return ()
+    path = f"{site.run}/mounts"
+    try:
+        return (stamp_of(path, os.stat(path)),)
+    except OSError:  # since the node was booted nothing was mounted
+        return ()
 
 
 def _check_packed(image: VerifiedImage, verified: str) -> None:

@@ -140,6 +140,18 @@ def test_a_mount_is_taken_before_all_else(site: Site, small: str) -> None:
     assert root_of(table)[0].startswith("fuse")
 
 
+def test_plans_notice_that_root_has_mounted(site: Site, small: str) -> None:
+    """A user's plan for FUSE is from before; afterwards it is for FUSE again."""
+    site.out("image", "pull", "--site", "--rootfs=squashfs", small)
+    kinds = []
+    for words in ([], ["mount"], ["umount"]):
+        if words:
+            site.out("image", *words, small)
+        table = site.pod(FIRST_USER, small, "cat", "/proc/self/mountinfo", check=True).stdout
+        kinds.append(root_of(table)[0].partition(".")[0])
+    assert kinds == ["fuse", "squashfs", "fuse"]
+
+
 @pytest.mark.parametrize("where", ["site", "user"])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_can_be_asked_for(site: Site, small: str, where: str, form: str) -> None:
