@@ -49,11 +49,12 @@ _UPPER = (
 )
 IMAGES = {
     "one": Image([Layer(_LOWER), Layer(_UPPER, "zstd")]),
-    "two": Image(
-        [Layer(directory(b"./") + directory(b"d") + file(b"d/f", _TEXT * 30) + symlink(b"l", b"d/f"), "none")]
-    ),
+    "two": Image([Layer(file(b"d/f", _TEXT * 30) + symlink(b"l", b"d/f"), "none")]),
 }
-"""What is pulled and unpacked.  one: each kind of thing that an unpacker does; two: another one, small."""
+"""What is pulled and unpacked.
+
+one: each kind of thing that an unpacker does.  two: small, and its directories have no entries of their own.
+"""
 
 _AGED = ("locks", "verified")
 """Folders of the run-time directory whose small files are used again, and go when they are old."""

@@ -12,13 +12,12 @@ import pytest
 
 from hpcpod.images import embryo
 from tests.integration.faults.conftest import MakeRig, learn, plain_uid
+from tests.integration.faults.test_random_kills import NO_LOCKS
 from tests.testbed.crashes import Rig, leftovers
 from tests.testbed.injector import Machine
 
 pytestmark = pytest.mark.needs("gcc", "root", "plain")
 
-NO_LOCKS = "flock:*:ENOLCK"
-"""As on an NFS without its lock daemon."""
 CROWD = 4
 
 

@@ -25,6 +25,10 @@ SEED = int(os.environ.get("HPCPOD_FAULT_SEED", "0")) or random.SystemRandom().ge
 ACTIONS = ("kill", "kill-after", "kill-one")
 AT_ONCE = (1, 1, 1, 2, 3, 4)
 """How many commands run at the same time; drawn for each round."""
+SPARED, LOCKED = 0.3, 0.8
+"""Parts of the commands that run beside others and are not killed, and of the rounds in which locks hold."""
+NO_LOCKS = "flock:*:ENOLCK"
+"""As on an NFS without its lock daemon."""
 COMMANDS = (
     "image pull --rootfs=dir {image}",
     "image pull --rootfs=dir {image}",
@@ -86,16 +90,16 @@ def check_end(run: Run, alone: bool) -> None:
 def play(rig: Rig, dice: random.Random, count: Count) -> list[Run]:
     """One round: some commands at once, most of them killed somewhere."""
     at_once = dice.choice(AT_ONCE)
+    locks = [] if dice.random() < LOCKED else [NO_LOCKS]
     started = []
     for words in dice.choices(list(commands(rig)), k=at_once):
-        rules = []
-        if at_once == 1 or dice.random() < 0.7:
-            number = dice.randint(1, count.longest[" ".join(words)])
-            rules = [f"all:{number}:{dice.choice(ACTIONS)}"]
-        started.append(rig.start(words, rules))
+        number = dice.randint(1, count.longest[" ".join(words)])
+        spared = at_once > 1 and dice.random() < SPARED
+        kill = f"all:{number}:{'count' if spared else dice.choice(ACTIONS)}"
+        started.append(rig.start(words, [kill, *locks]))
     runs = [each.result() for each in started]
     for run in runs:
-        if not run.fired or not run.fired[0]:
+        if not run.fired[0]:
             check_end(run, at_once == 1)
     count.kills += sum(run.killed for run in runs)
     count.rounds += 1
