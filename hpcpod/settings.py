@@ -7,11 +7,12 @@ whoever runs this, and nobody else may be able to write it.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
 
-from hpcpod.errors import UsageError
+from hpcpod.errors import SystemRefused, UsageError
 from hpcpod.frozen import frozen
 from hpcpod.model import FileStamp
 from hpcpod.sizes import parse_size
@@ -19,6 +20,8 @@ from hpcpod.sizes import parse_size
 PATH = "/etc/hpcpod/hpcpod.toml"
 _LONGEST = 1 << 20
 _PERCENT = 100
+_OF_NODE = (errno.EIO, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+"""Why a file cannot be opened through no fault of its own."""
 
 
 @frozen
@@ -60,7 +63,7 @@ _KEYS = {
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """The site's settings; the defaults where there is no file.  Raises UsageError."""
+    """The site's settings; the defaults where there is no file.  Raises UsageError, SystemRefused."""
     path = environment.get("HPCPOD_CONFIG") or PATH
     if not path.startswith("/"):  # plans remember it, and are used from any directory
         raise UsageError(f"configuration {path}: not an absolute path")
@@ -71,7 +74,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             raise UsageError(f"configuration {path}: not there (ENOENT)") from None
         return Settings()
     except OSError as error:
-        raise UsageError(f"configuration {path}: {os.strerror(error.errno or 0).lower()}") from None
+        kind = SystemRefused if error.errno in _OF_NODE else UsageError
+        raise kind(f"configuration {path}: {os.strerror(error.errno or 0).lower()}") from None
     try:
         status = os.fstat(fd)
         _check_owner(path, status)
