@@ -95,7 +95,17 @@ def sweep(store: SiteStore) -> list[str]:
     for entry in sorted({*_entries(f"{store.run}/mounts"), *_entries(f"{store.run}/leases")}):
         with store.held(entry):
             released += _release_unused(store, entry)
+    _forget_comparisons(store)
     return released
+
+
+def _forget_comparisons(store: SiteStore) -> None:
+    """Remove identities of files that have left the store, and what a killed comparison left."""
+    for name in os.listdir(f"{store.run}/verified"):
+        entry = next((part for part in (name, name.rpartition(".")[0]) if parse_entry(part)), "")
+        with store.held(entry), suppress(FileNotFoundError):
+            if name != entry or not os.path.lexists(f"{store.images}/{entry}"):
+                os.unlink(f"{store.run}/verified/{name}")
 
 
 def _entries(directory: str) -> list[str]:

@@ -154,6 +154,42 @@ def test_collection_unmounts_what_nobody_asks_for(site: Site) -> None:
     assert list((site.runtime / "leases").iterdir()) == []
 
 
+def test_nothing_is_kept_of_images_that_have_gone(site: Site) -> None:
+    mount(site, tiny(site, "one"), "a", "squashfs")
+    mount(site, tiny(site, "two"), "b", "erofs")
+    verified = site.runtime / "verified"
+    names = sorted(os.listdir(verified))
+    assert names == site.entries()
+    (verified / f"{names[0]}.4711").write_text("")
+    site.out("image", "umount", "--lease=a", "--all")
+    site.out("image", "gc", "--site", "--all")
+    site.out("image", "gc", "--site")
+    assert os.listdir(verified) == site.entries() == site.mounted()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_why_says_how_users_get_at_it(site: Site, form: str) -> None:
+    def said() -> dict[str, str]:
+        facts = json.loads(site.out("image", "why", "--json", reference, uid=FIRST_USER))
+        return {fact["store"].partition(" ")[0]: fact for fact in facts}["site"]
+
+    reference = tiny(site, "one")
+    site.out("image", "gc", "--site")  # makes the store
+    absent = said()
+    assert (absent["stored"], absent["form"]) == ("no", "erofs: one mount of the kernel serves all users")
+    assert absent["how"] == "root puts images there (image pull --site)"
+    assert "kernel erofs" in absent["node"] and "mksquashfs" in absent["node"]
+    site.out("image", "pull", "--site", f"--rootfs={form}", reference)
+    before = said()
+    place = mount(site, reference, "job1", form)
+    after = said()
+    assert before["form"] == f"{form}: asked for" and after["kept"] == "mounted for job1"
+    how = {"dir": "needs no mount", "squashfs": "users' runs show it by FUSE", "erofs": "a copy of their own"}
+    assert how[form] in before["mounted"]
+    assert after["mounted"] == ("needs no mount" if form == "dir" else place)
+    assert (before["collected"], after["collected"]) == ("number 1 of 1", "never")
+
+
 def test_collection_keeps_what_a_job_has_leased(site: Site) -> None:
     reference = tiny(site, "one")
     place = mount(site, reference, "job1")
