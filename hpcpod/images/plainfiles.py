@@ -156,8 +156,8 @@ class PlainFiles:
         # The low half of adler32 is the sum of the bytes and one; so few of them cannot overflow it.
         total += adler32(chunk[position : position + CHECKSUM_AT]) & 0xFFFF
         times = self._times.get(time) or self._time(time)
-        known = total == (self._sums.get(checksum) or self._sum(checksum)) and end in _ENDS
-        if not known or not times or not octal.isdigit():
+        known = self._sums.get(checksum) or self._sum(checksum)
+        if total != known or not times or not octal.isdigit() or end not in _ENDS:
             return None
         path = prefix + field.rstrip(b"\0")
         if 0 in path:
@@ -169,7 +169,10 @@ class PlainFiles:
         permissions = self._modes.get(owner) or self._permissions(owner)
         if not folder or not permissions or not name or name[0] == _DOT:
             return None
-        size = self._size(octal)
+        try:
+            size = int(octal, 8)
+        except ValueError:
+            return None
         fits = size <= self._most and position + BLOCK + (size + 511 & -BLOCK) <= len(chunk)
         return (folder, name, size, permissions, times) if fits else None
 
@@ -204,14 +207,6 @@ class PlainFiles:
             return parse_number(field, what)
         except ImageInvalid:
             return None
-
-    @staticmethod
-    def _size(octal: bytes) -> int:
-        """Of eleven digits; more than any where they are not octal."""
-        try:
-            return int(octal, 8)
-        except ValueError:
-            return 1 << 63
 
     def _sum(self, field: bytes) -> int | None:
         number = self._number(field, "checksum")
