@@ -7,11 +7,17 @@ from collections.abc import Mapping, Sequence
 
 from bench.result import Result, Row
 from bench.samples import milliseconds, summarise
+from bench.unpack.tables import cpu_median, floor_of, median
 
 JOIN_OVER_FLOOR = 1.5
 SRUN_EXTRA_MS = 60.0
 PEERS = ("bwrap", "bwrap-lean", "ch-run", "crun")
 COUNTS = ("1", "16", "64")
+UNPACK_PEERS = ("umoci-gzip", "podman-gzip", "podman-zstd")
+OVER_PEERS = 3.0
+OVER_FLOOR = 1.4
+PEAK_MIB = 190
+"""200 MB."""
 
 
 def _median(rows: Sequence[Row], key: str, case: str) -> float | None:
@@ -74,18 +80,39 @@ def _fresh(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _unpack(parts: Mapping[str, Sequence[Row]]) -> list[list[str]]:
-    lines = []
-    for place, rows in parts.items():
-        goal = f"unpacking, verified: at least as fast as `umoci unpack --rootless`, onto {place}"
-        mine, theirs = _median(rows, "hpcpod-gzip", "all"), _median(rows, "umoci-gzip", "all")
+    return [
+        line for part, rows in parts.items() for line in (*_unpack_peers(part, rows), *_floors(part, rows))
+    ]
+
+
+def _unpack_peers(part: str, rows: Sequence[Row]) -> list[list[str]]:
+    goal = f"unpacking, {part}: at least {OVER_PEERS:g} times faster than umoci and podman load"
+    found = {row.key: _median(rows, row.key, "all") for row in rows}
+    pairs = [("hpcpod-gzip", key) for key in UNPACK_PEERS if key.endswith("gzip")]
+    pairs += [("hpcpod-zstd", key) for key in UNPACK_PEERS if key.endswith("zstd")]
+    texts, met = [], True
+    for own, peer in pairs:
+        mine, theirs = found.get(own), found.get(peer)
         if mine is None or theirs is None:
-            lines.append(_line(goal, "-", None))
-            continue
-        root = _median(rows, "umoci-root", "all")
-        beside = "" if root is None else f" (umoci as root: {root / 1000:.2f} s)"
-        seen = f"{mine / 1000:.2f} s to {theirs / 1000:.2f} s{beside}"
-        lines.append(_line(goal, seen, mine <= theirs))
-    return lines
+            return [_line(goal, "-", None)]
+        texts.append(f"{peer.replace('-', ' ')} {theirs / mine:.1f}")
+        met = met and theirs / mine >= OVER_PEERS
+    return [_line(goal, f"{', '.join(texts)} times", met)]
+
+
+def _floors(part: str, rows: Sequence[Row]) -> list[list[str]]:
+    goal = f"unpacking, {part}: CPU time at most {OVER_FLOOR:g} times the floor's, at most {PEAK_MIB} MiB"
+    texts, met = [], True
+    for row in (row for row in rows if row.key.startswith("hpcpod-")):
+        floor = floor_of(rows, row)
+        if floor is None or not row.peak_kib:
+            return [_line(goal, "-", None)]
+        ratio, wall = cpu_median(row) / cpu_median(floor), median(row) / median(floor)
+        peak = max(row.peak_kib["all"]) / 1024
+        packing = row.key.rpartition("-")[2]
+        texts.append(f"{packing} {ratio:.2f} (wall {wall:.2f}), {peak:.0f} MiB")
+        met = met and ratio <= OVER_FLOOR and peak <= PEAK_MIB
+    return [_line(goal, "; ".join(texts) or "-", met if texts else None)]
 
 
 def _slurm(rows: Sequence[Row]) -> list[list[str]]:

@@ -98,15 +98,20 @@ def startup_section(result: Result) -> list[str]:
 
 def unpack_section(result: Result) -> list[str]:
     """Tables of bench.unpack."""
-    head = result.machine
-    size = (
-        f"The image has {head['layers']} layers, {head['compressed_mb']} MB compressed (gzip), "
-        f"{head['unpacked_mb']} MB and {head['entries']} entries unpacked."
-    )
-    parts = ["## Unpacking an image", "", PROSE_UNPACK, "", size, ""]
-    for place, rows in result.parts.items():
-        parts += [f"Onto {place}:", "", markdown_table(*unpack_tables.table(rows)), ""]
-    parts += [f"- {row.name}: {row.about}" for row in next(iter(result.parts.values()))]
+    parts = ["## Unpacking an image", "", PROSE_UNPACK, ""]
+    names = ["image", "layers", "gzip MB", "zstd MB", "unpacked MB"]
+    sizes = [
+        [str(one[key]) for key in ("about", "layers", "gzip_mb", "zstd_mb", "tar_mb")]
+        for one in result.machine["images"].values()
+    ]
+    parts += [markdown_table(names, sizes), ""]
+    about: dict[str, str] = {}
+    for part, rows in result.parts.items():
+        parts += [f"### {part[:1].upper()}{part[1:]}", "", markdown_table(*unpack_tables.table(rows)), ""]
+        parts += [f"- {line}" for line in unpack_tables.stages(rows).splitlines()] + [""]
+        about |= {row.name: row.about for row in rows}
+    parts += ["### Who unpacks", "", *(f"- {name}: {text}" for name, text in about.items())]
+    parts += [f"- not measured: {refusal.name}: {refusal.reason}" for refusal in result.refused]
     return [*parts, *(f"- {note}" for note in result.notes), ""]
 
 
@@ -179,13 +184,23 @@ makes the pod and the others join it. `no plan yet` is a user's first run of an 
 store: one Python start, N ranks wait for it."""
 
 PROSE_UNPACK = """\
-An OCI image layout, blobs in the page cache, to a directory that can be started from. Each run has a
-fresh target and no tree is deleted before the last run, since extraction right after a deletion is
-several times slower on ext4; the disk is synced between runs. hpcpod is the installed command, Python's
-start included, and flushes its tree to disk before it says that it is done; the others do not. GNU tar
-shows what extraction alone costs when nothing is verified. umoci is measured in its rootless mode, which
-is what a plain user has, and as root: the rootless mode of this version opens files several hundred
-times for each entry (strace), which newer ones may not do."""
+OCI image layouts, blobs in the page cache, to directories that can be started from. Contenders take turns
+in random order, each time with a fresh target. On disk no tree is deleted before the last run, since
+extraction right after a deletion is several times slower on ext4, and the disk is synced between runs; in
+memory (tmpfs) each tree goes after its run, so that all write to memory that was used before. hpcpod is the
+installed command, run as a plain user, Python's start included; it flushes its tree to disk before it says
+that it is done, the others do not. umoci and podman run as root, which is faster for both; umoci's rootless
+mode, measured once, opens files several hundred times for each entry (strace), which newer versions may not
+do. GNU tar shows what extraction alone costs when nothing is verified.
+
+The *floor* is the same bytes' cost in the stages that nobody can leave out, each measured by itself in one
+thread with its input in memory: sha256 of the blobs, decompression (ISA-L, zstd) into one buffer that is used
+again, sha256 of what comes out, and writing the tree by a C program that trusts its archive
+(`bench/unpack/floor.c`: open, write, utimensat, close). *CPU floor*: their CPU time added up. *Wall floor*:
+that divided by the cores, or the longest chain that cannot be divided (writing the layers in their order, or
+decompressing the largest), whichever is longer, and then the flush where the tree lies on a disk.
+*to floor* is wall to wall floor, *to CPU floor* is CPU time to CPU floor; *peak* is the largest process's
+resident set."""
 
 PROSE_SLURM = """\
 A Slurm cluster of two nodes, each in namespaces of its own on this machine, launches four ranks as a
