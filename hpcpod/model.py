@@ -164,7 +164,7 @@ class ImageFacts:
 class VerifiedImage:
     """An image whose every byte had the digest that was asked for, in a store of this node.
 
-    Only ``images.store`` makes one.  Planning takes no other form of image, so an unverified one cannot
+    Only ``images.stores`` makes one.  Planning takes no other form of image, so an unverified one cannot
     reach a pod.
 
     digest: of the image manifest, ``sha256:…``.

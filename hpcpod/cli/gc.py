@@ -8,8 +8,8 @@ import os
 import click
 
 from hpcpod import config
-from hpcpod.images import store
-from hpcpod.images.destination import sweep_announced
+from hpcpod.images.stores import store
+from hpcpod.images.unpacking.destination import sweep_announced
 from hpcpod.launcher.sweep import sweep
 
 

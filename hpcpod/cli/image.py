@@ -25,17 +25,18 @@ from hpcpod.cli.image_store import (
 from hpcpod.config import runtime_directory
 from hpcpod.errors import ImageNotFound, StoreUnusable
 from hpcpod.frozen import replace
-from hpcpod.images import removal, upkeep
-from hpcpod.images.destination import announced, unpack_to
-from hpcpod.images.fetch import Order
-from hpcpod.images.forms import parse_form
 from hpcpod.images.limits import Limits, configured
-from hpcpod.images.platforms import parse_platform, platform_of
-from hpcpod.images.reference import parse_reference
-from hpcpod.images.site import open_for_root
-from hpcpod.images.site import pull as pull_into_site
-from hpcpod.images.source import Described, open_source
-from hpcpod.images.store import Store, StoredImage, ensure, open_site
+from hpcpod.images.sources.platforms import parse_platform, platform_of
+from hpcpod.images.sources.reference import parse_reference
+from hpcpod.images.sources.source import Described, open_source
+from hpcpod.images.stores import removal, upkeep
+from hpcpod.images.stores.ensure import ensure
+from hpcpod.images.stores.fetch import Order
+from hpcpod.images.stores.forms import parse_form
+from hpcpod.images.stores.site import open_for_root
+from hpcpod.images.stores.site import pull as pull_into_site
+from hpcpod.images.stores.store import Store, StoredImage, open_site
+from hpcpod.images.unpacking.destination import announced, unpack_to
 from hpcpod.log import StderrProgress, shown, size
 from hpcpod.model import Form, Platform
 from hpcpod.settings import read_settings

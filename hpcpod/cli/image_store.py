@@ -12,18 +12,18 @@ import click
 
 from hpcpod.config import runtime_directory
 from hpcpod.errors import HpcpodError, UsageError
-from hpcpod.images import collect, mounts, usage
-from hpcpod.images.destination import sweep_announced
-from hpcpod.images.explain import explain
-from hpcpod.images.fetch import Order
 from hpcpod.images.limits import configured
-from hpcpod.images.platforms import platform_of
-from hpcpod.images.removal import remove_damaged, remove_entry
-from hpcpod.images.site import open_for_root
-from hpcpod.images.store import Store, StoredImage, open_site, open_store
-from hpcpod.images.upkeep import find_stored
-from hpcpod.images.upkeep import pin as pin_image
-from hpcpod.images.upkeep import unpin as unpin_image
+from hpcpod.images.sources.platforms import platform_of
+from hpcpod.images.stores import collect, mounts, usage
+from hpcpod.images.stores.explain import explain
+from hpcpod.images.stores.fetch import Order
+from hpcpod.images.stores.removal import remove_damaged, remove_entry
+from hpcpod.images.stores.site import open_for_root
+from hpcpod.images.stores.store import Store, StoredImage, open_site, open_store
+from hpcpod.images.stores.upkeep import find_stored
+from hpcpod.images.stores.upkeep import pin as pin_image
+from hpcpod.images.stores.upkeep import unpin as unpin_image
+from hpcpod.images.unpacking.destination import sweep_announced
 from hpcpod.launcher.sweep import sweep as sweep_runtime
 from hpcpod.log import StderrProgress, shown, size
 from hpcpod.settings import read_settings
@@ -202,7 +202,7 @@ def mount(reference: str, lease: str, rootfs: str) -> None:
     It is pulled if it is not there.  Prints where it is.  It stays mounted until every lease on it has been
     released by umount.
     """
-    from hpcpod.images.forms import parse_form
+    from hpcpod.images.stores.forms import parse_form
 
     settings = read_settings(os.environ)
     store = open_for_root(settings)

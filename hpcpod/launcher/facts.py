@@ -9,7 +9,7 @@ import pwd
 import sys
 from collections.abc import Mapping
 
-from hpcpod.images.layout import stamp_of
+from hpcpod.images.sources.layout import stamp_of
 from hpcpod.launcher.plan import NodePaths, UserFacts
 from hpcpod.model import FileStamp, StepContext
 from hpcpod.scheduler_plugins.slurm import pmix

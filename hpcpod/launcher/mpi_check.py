@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from hpcpod.errors import HpcpodError, MpiMismatch
-from hpcpod.images.inside import Inside
-from hpcpod.images.mpi_scan import find_mpi, program_may_use_mpi
+from hpcpod.images.contents.inside import Inside
+from hpcpod.images.contents.mpi_scan import find_mpi, program_may_use_mpi
 from hpcpod.launcher import mpi
 from hpcpod.launcher.environment import DEFAULT_PATH
 from hpcpod.model import StepContext

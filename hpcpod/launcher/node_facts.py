@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from hpcpod.config import runtime_directory, store_directory
 from hpcpod.errors import HpcpodError
 from hpcpod.images.limits import configured
-from hpcpod.images.store import is_mounted, open_site
-from hpcpod.images.tools import kernel_knows, program, squashfuse
+from hpcpod.images.stores.store import is_mounted, open_site
+from hpcpod.images.stores.tools import kernel_knows, program, squashfuse
 from hpcpod.launcher.doctor import NodeFacts, Packing, Place, SiteFacts
 from hpcpod.model import Form
 from hpcpod.settings import Settings, read_settings

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 
 from hpcpod import config, settings
 from hpcpod.errors import StoreFull, StoreUnusable, UsageError, as_hpcpod_error
-from hpcpod.images import store
-from hpcpod.images.forms import parse_form
 from hpcpod.images.limits import configured
-from hpcpod.images.platforms import parse_platform
+from hpcpod.images.sources.platforms import parse_platform
+from hpcpod.images.stores.ensure import ensure
+from hpcpod.images.stores.forms import parse_form
 from hpcpod.isolation import seccomp
 from hpcpod.launcher import events, facts, signals, sweep
 from hpcpod.launcher.plan import Facts, make_plan
@@ -42,7 +42,7 @@ def plan_node(
     runtime = config.runtime_directory(environment, uid)
     progress = StderrProgress()
     site = settings.read_settings(environment)
-    image, phases, guards = store.ensure(
+    image, phases, guards = ensure(
         reference,
         environment=environment,
         uid=uid,

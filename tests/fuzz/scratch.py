@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 
 from hpcpod.images.limits import Limits
-from hpcpod.images.tree import remove_tree
+from hpcpod.images.unpacking.tree import remove_tree
 from tests.fuzz.target import BASE, Broken
 
 Node = tuple[str, int, bytes, int]

@@ -13,7 +13,7 @@ import pytest
 
 from hpcpod.cli.main import hpcpod
 from hpcpod.images.limits import DEFAULT_LIMITS
-from hpcpod.images.reference import parse_reference
+from hpcpod.images.sources.reference import parse_reference
 from hpcpod.launcher.options import RUN_OPTIONS
 from hpcpod.launcher.request import split_words
 from hpcpod.settings import parse_settings

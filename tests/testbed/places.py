@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from hpcpod.errors import HpcpodError
-from hpcpod.images.destination import unpack_to
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
-from hpcpod.images.reference import parse_reference
+from hpcpod.images.sources.reference import parse_reference
+from hpcpod.images.unpacking.destination import unpack_to
 from hpcpod.log import Silent
 from hpcpod.model import Platform
 from tests.conftest import Account

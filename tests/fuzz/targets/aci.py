@@ -11,8 +11,8 @@ import lzma
 import os
 
 from hpcpod.errors import HpcpodError
-from hpcpod.images.aci_source import AciSource
-from hpcpod.images.reference import Reference
+from hpcpod.images.sources.aci_source import AciSource
+from hpcpod.images.sources.reference import Reference
 from hpcpod.log import Silent
 from hpcpod.model import Platform
 from tests.fuzz.scratch import Scratch

@@ -9,11 +9,11 @@ import os
 import tarfile
 
 from hpcpod.errors import HpcpodError
-from hpcpod.images.archive import ArchiveLayout
-from hpcpod.images.layout import OpenLayout
-from hpcpod.images.names import normal_name
-from hpcpod.images.reference import Reference
-from hpcpod.images.resolve import find_manifest, read_documents
+from hpcpod.images.sources.archive import ArchiveLayout
+from hpcpod.images.sources.layout import OpenLayout
+from hpcpod.images.sources.reference import Reference
+from hpcpod.images.sources.resolve import find_manifest, read_documents
+from hpcpod.images.unpacking.names import normal_name
 from hpcpod.model import Platform
 from tests.fuzz.scratch import Scratch
 from tests.fuzz.target import SMALL, Broken, Target, refused

@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterator
 
 from hpcpod.errors import HpcpodError
-from hpcpod.images.apply import Applier
-from hpcpod.images.decompress import decompress
 from hpcpod.images.limits import Limits
-from hpcpod.images.manifest import Compression
-from hpcpod.images.tarstream import ByteStream, TarReader
-from hpcpod.images.unpack import write_error
+from hpcpod.images.sources.manifest import Compression
+from hpcpod.images.unpacking.apply import Applier
+from hpcpod.images.unpacking.decompress import decompress
+from hpcpod.images.unpacking.layers import write_error
+from hpcpod.images.unpacking.tarstream import ByteStream, TarReader
 from tests.fuzz.scratch import Scratch
 from tests.fuzz.target import SMALL, Broken, Target, refused
 from tests.fuzz.tars import mended

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from hpcpod.errors import HpcpodError
-from hpcpod.images.reference import TRANSPORTS, is_digest, parse_reference
+from hpcpod.images.sources.reference import TRANSPORTS, is_digest, parse_reference
 from tests.fuzz.target import Broken, Target, refused
 
 DIGEST = "sha256:" + "0" * 64

@@ -9,9 +9,9 @@ import os
 import struct
 
 from hpcpod.errors import HpcpodError
-from hpcpod.images.reference import Reference
-from hpcpod.images.sif import parse_sif
-from hpcpod.images.sif_source import SifSource
+from hpcpod.images.sources.reference import Reference
+from hpcpod.images.sources.sif import parse_sif
+from hpcpod.images.sources.sif_source import SifSource
 from hpcpod.log import Silent
 from hpcpod.model import Platform
 from tests.fuzz.scratch import Scratch

@@ -7,10 +7,10 @@ import functools
 import struct
 
 from hpcpod.errors import HpcpodError
-from hpcpod.images.filling import filling
-from hpcpod.images.pipeline import Budget
-from hpcpod.images.squashfs import Squashfs
-from hpcpod.images.squashtree import SquashTree
+from hpcpod.images.sources.squashfs import Squashfs
+from hpcpod.images.sources.squashtree import SquashTree
+from hpcpod.images.unpacking.filling import filling
+from hpcpod.images.unpacking.pipeline import Budget
 from hpcpod.log import Silent
 from tests.fuzz.scratch import Scratch
 from tests.fuzz.target import SMALL, Broken, Target, refused

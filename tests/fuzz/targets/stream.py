@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import zstandard
 
 from hpcpod.errors import HpcpodError, ImageLimitExceeded
-from hpcpod.images.decompress import decompress
-from hpcpod.images.manifest import Compression
+from hpcpod.images.sources.manifest import Compression
+from hpcpod.images.unpacking.decompress import decompress
 from tests.fuzz.target import SMALL, Broken, Target, refused
 from tests.testbed.layouts import gz, zst
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hpcpod.images import embryo
+from hpcpod.images.stores import embryo
 from tests.integration.faults.conftest import MakeRig, learn, plain_uid
 from tests.integration.faults.test_random_kills import NO_LOCKS
 from tests.testbed.crashes import Rig, leftovers

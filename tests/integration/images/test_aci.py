@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from hpcpod.errors import ImageDigestMismatch, ImageInvalid
-from hpcpod.images.aci_source import AciSource
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
-from hpcpod.images.reference import Reference
+from hpcpod.images.sources.aci_source import AciSource
+from hpcpod.images.sources.reference import Reference
 from hpcpod.log import Silent
 from tests.conftest import Account
 from tests.integration.images.singles import command, fill, manifest

@@ -153,8 +153,8 @@ FORBIDDEN = {
 def test_a_start_with_the_image_present_imports_little(user: Account, reference: str) -> None:
     script = (
         "import os, sys\n"
-        "from hpcpod.images.store import ensure\n"
-        "from hpcpod.images.platforms import parse_platform\n"
+        "from hpcpod.images.stores.ensure import ensure\n"
+        "from hpcpod.images.sources.platforms import parse_platform\n"
         f"{ENSURE.format(reference)}\n"
         "print(' '.join(sys.modules))"
     )
@@ -167,8 +167,8 @@ def test_a_start_with_the_image_present_opens_few_files(user: Account, reference
     """The layout's index, oci-layout and manifest; the store's version, meta and config; no layer."""
     script = (
         "import os, sys\n"
-        "from hpcpod.images.store import ensure\n"
-        "from hpcpod.images.platforms import parse_platform\n"
+        "from hpcpod.images.stores.ensure import ensure\n"
+        "from hpcpod.images.sources.platforms import parse_platform\n"
         f"{ENSURE.format(reference)}\n"
         "opened = []\n"
         "sys.addaudithook(lambda name, words: opened.append(words[0]) if name == 'open' else None)\n"

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from hpcpod.errors import ImageInvalid
-from hpcpod.images.destination import unpack_to
 from hpcpod.images.limits import DEFAULT_LIMITS
-from hpcpod.images.reference import parse_reference
+from hpcpod.images.sources.reference import parse_reference
+from hpcpod.images.unpacking.destination import unpack_to
 from hpcpod.log import Silent
 from tests.testbed.layouts import (
     CONFIG,

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from hpcpod.images import embryo, removal, usage
-from hpcpod.images.destination import PREFIX
-from hpcpod.images.store import Store, StoredImage, sweep
-from hpcpod.images.tree import _open_directory, remove_tree
+from hpcpod.images.stores import embryo, removal, usage
+from hpcpod.images.stores.store import Store, StoredImage, sweep
+from hpcpod.images.unpacking.destination import PREFIX
+from hpcpod.images.unpacking.tree import _open_directory, remove_tree
 from tests.conftest import PACKAGES, Account
 from tests.testbed.layouts import digest, file, image, write_layout
 from tests.testbed.places import call_as, scan

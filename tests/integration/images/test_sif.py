@@ -18,8 +18,8 @@ import pytest
 
 from hpcpod.errors import ImageDigestMismatch
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
-from hpcpod.images.reference import Reference
-from hpcpod.images.sif_source import SifSource
+from hpcpod.images.sources.reference import Reference
+from hpcpod.images.sources.sif_source import SifSource
 from hpcpod.log import Silent
 from tests.conftest import Account
 from tests.integration.images.singles import command, fill

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from hpcpod.images.store import VERSION, ensure
+from hpcpod.images.stores.ensure import ensure
+from hpcpod.images.stores.store import VERSION
 from hpcpod.launcher.record import rootfs_path
 from hpcpod.model import Platform
 from tests.conftest import PACKAGES, Account
@@ -199,8 +200,8 @@ def slow_image(account: Account, files: int = FILES) -> str:
 
 ENSURE = """
 import json, os, sys
-from hpcpod.images.platforms import parse_platform
-from hpcpod.images.store import ensure
+from hpcpod.images.sources.platforms import parse_platform
+from hpcpod.images.stores.ensure import ensure
 platform = parse_platform("linux/amd64")
 found, phases, _ = ensure(sys.argv[1], environment=os.environ, uid=os.getuid(), platform=platform)
 print(json.dumps([found.rootfs.path, [phase.name for phase in phases]]))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcpod.images.mpi_scan import find_mpi, find_mpiexec, program_may_use_mpi
+from hpcpod.images.contents.mpi_scan import find_mpi, find_mpiexec, program_may_use_mpi
 from hpcpod.launcher.mpi import accepted, local_launch
 from hpcpod.model import EnvSet, EnvUnset, MpiFamily, MpiUse, PmiKind, ProgramMpi
 from tests.conftest import Account

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcpod.images.intact import sha256_of
+from hpcpod.images.stores.intact import sha256_of
 from tests.integration.pod.conftest import wait_for
 from tests.integration.site.conftest import ACCOUNT, FIRST_USER, FORMS, Site, tiny
 from tests.testbed import layouts

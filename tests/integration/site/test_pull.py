@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from hpcpod.errors import StoreUnusable
-from hpcpod.images.takeover import own_tree, take_over
-from hpcpod.images.tree import remove_tree
+from hpcpod.images.stores.takeover import own_tree, take_over
+from hpcpod.images.unpacking.tree import remove_tree
 from tests.integration.site.conftest import ACCOUNT, FIRST_USER, FORMS, Site, tiny
 from tests.testbed import acis, layouts
 

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcpod.errors import HpcpodError, ImageInvalid, ImageLimitExceeded
-from hpcpod.images.aci import TITLE, image_config, parse_aci_manifest, platform_for
-from hpcpod.images.acistream import AciScan, AciTree
-from hpcpod.images.decompress import decompress
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
-from hpcpod.images.manifest import Compression, parse_config
-from hpcpod.images.tarstream import ByteStream, Entry
+from hpcpod.images.sources.aci import TITLE, image_config, parse_aci_manifest, platform_for
+from hpcpod.images.sources.acistream import AciScan, AciTree
+from hpcpod.images.sources.manifest import Compression, parse_config
+from hpcpod.images.unpacking.decompress import decompress
+from hpcpod.images.unpacking.tarstream import ByteStream, Entry
 from hpcpod.model import Platform
 from tests.testbed.acis import MANIFEST, aci, identifiers, image_id, manifests, trees
 from tests.testbed.layouts import END, directory, file, hardlink, header, symlink

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcpod.images.collect import Candidate, quota_bytes, select
-from hpcpod.images.store import StoredImage
+from hpcpod.images.stores.collect import Candidate, quota_bytes, select
+from hpcpod.images.stores.store import StoredImage
 from hpcpod.model import Form
 from hpcpod.settings import Quota
 

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcpod.errors import HpcpodError, ImageInvalid
-from hpcpod.images.decompress import decompress
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
-from hpcpod.images.manifest import Compression, parse_config, parse_index, parse_manifest
-from hpcpod.images.names import normal_name
-from hpcpod.images.strictjson import Fields, parse_object
-from hpcpod.images.tarheader import parse_header, parse_number, parse_pax, parse_time, pax_time
-from hpcpod.images.tarstream import ByteStream, Entry, TarReader
-from hpcpod.images.zstdframes import FrameWalker
+from hpcpod.images.sources.manifest import Compression, parse_config, parse_index, parse_manifest
+from hpcpod.images.sources.strictjson import Fields, parse_object
+from hpcpod.images.unpacking.decompress import decompress
+from hpcpod.images.unpacking.names import normal_name
+from hpcpod.images.unpacking.tarheader import parse_header, parse_number, parse_pax, parse_time, pax_time
+from hpcpod.images.unpacking.tarstream import ByteStream, Entry, TarReader
+from hpcpod.images.unpacking.zstdframes import FrameWalker
 from tests.testbed.layouts import (
     END,
     MANIFEST,

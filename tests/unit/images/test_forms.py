@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hpcpod.errors import StoreUnusable, UsageError
 from hpcpod.frozen import replace
-from hpcpod.images.forms import (
+from hpcpod.images.stores.forms import (
     CHOICES,
     FEW_INODES,
     FormFacts,

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from hpcpod.errors import HpcpodError
 from hpcpod.frozen import replace
-from hpcpod.images.apply import Applier
 from hpcpod.images.limits import DEFAULT_LIMITS
-from hpcpod.images.tarstream import ByteStream, TarReader
+from hpcpod.images.unpacking.apply import Applier
+from hpcpod.images.unpacking.tarstream import ByteStream, TarReader
 
 Form = Literal[0, 1]
 FORMS: tuple[Form, Form] = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcpod.errors import HpcpodError, ImageReferenceError
-from hpcpod.images.platforms import fits, parse_platform, platform_of
-from hpcpod.images.reference import Reference, is_digest, parse_reference
+from hpcpod.images.sources.platforms import fits, parse_platform, platform_of
+from hpcpod.images.sources.reference import Reference, is_digest, parse_reference
 from hpcpod.model import Platform
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hpcpod.errors import HpcpodError, ImageInvalid, ImageLimitExceeded
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
-from hpcpod.images.sif import KINDS, Sif, parse_sif
+from hpcpod.images.sources.sif import KINDS, Sif, parse_sif
 from tests.testbed.sif_sample import REAL
 from tests.testbed.sifs import (
     DESCRIPTOR,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from hpcpod.errors import HpcpodError, ImageInvalid, ImageLimitExceeded, ImageUnsupported
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
-from hpcpod.images.squashfs import Squashfs
-from hpcpod.images.squashtree import SquashTree
-from hpcpod.images.tarstream import Entry, Kind
+from hpcpod.images.sources.squashfs import Squashfs
+from hpcpod.images.sources.squashtree import SquashTree
+from hpcpod.images.unpacking.tarstream import Entry, Kind
 from tests.testbed.squashes import NONE, Node, directory, file, squash, symlink
 
 Tree = list[tuple[Entry, bytes]]

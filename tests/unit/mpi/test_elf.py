@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpcpod.images.elf import Elf, ElfMalformed, read_elf
+from hpcpod.images.contents.elf import Elf, ElfMalformed, read_elf
 from tests.unit.mpi.elves import AARCH64, elf
 
 SAMPLE = elf(

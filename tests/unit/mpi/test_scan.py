@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcpod.images.inside import Inside
-from hpcpod.images.mpi_scan import find_mpi, find_mpiexec, program_may_use_mpi
+from hpcpod.images.contents.inside import Inside
+from hpcpod.images.contents.mpi_scan import find_mpi, find_mpiexec, program_may_use_mpi
 from hpcpod.model import Mpiexec, MpiFamily, MpiLibrary, MpiUse, PmiKind
 from tests.unit.mpi.elves import AARCH64, elf, put
 

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What sources have in common whose image is one file: aci: and sif: (source.py says what a source is)."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from hpcpod.errors import ImageDigestMismatch, ImageInvalid, ImagePlatformMismatch
+from hpcpod.images.limits import Limits
+from hpcpod.images.sources.layout import Blob, open_regular, stamp_of
+from hpcpod.images.sources.platforms import fits
+from hpcpod.images.sources.reference import Reference
+from hpcpod.log import shown
+from hpcpod.model import FileStamp, Platform
+
+TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class FileSource:
+    """A regular file, opened once: whatever happens to its path, this is the file.  A context manager."""
+
+    def __init__(self, reference: Reference, limits: Limits) -> None:
+        path = os.path.abspath(reference.path)
+        self._limits = limits
+        self._pin = reference.digest
+        self._name = f"{reference.transport}:{shown(path)}"
+        self._fd, status = open_regular(f"{reference.transport}:{path}", path, None, _OPEN)
+        self._size = status.st_size
+        self._stamp = stamp_of(path, status)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    @property
+    def name(self) -> str:
+        """For messages, printable."""
+        return self._name
+
+    @property
+    def stamp(self) -> FileStamp:
+        """Identity of the file."""
+        return self._stamp
+
+    def check_platform(self, built_for: Platform, wanted: Platform) -> None:
+        """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
+        if not fits(built_for, wanted):
+            raise ImagePlatformMismatch(
+                f"image {self._name}: built for {shown(str(built_for))}, not for {wanted}",
+                hint="--platform OS/ARCH chooses another; it runs only where the machine or an emulator can",
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _check_pin(self, digest: str) -> str:
+        """The digest, if the reference pins no other.  Raises ImageDigestMismatch."""
+        if self._pin not in ("", digest):
+            raise ImageDigestMismatch(
+                f"pinned to {self._pin}, but has {digest}",
+                hint="the image was changed since its digest was noted, or the digest is of another image",
+            )
+        return digest
+
+    def _named(self, error: ImageInvalid | OSError) -> ImageInvalid:
+        """The error with the image's name before it."""
+        if isinstance(error, OSError):
+            code = errno.errorcode.get(error.errno or 0, "error")
+            return ImageInvalid(f"image {self._name}: cannot be read ({code})")
+        return type(error)(f"image {self._name}: {error.message}", hint=error.hint)
+
+
+class OwnBlob(Blob):
+    """A file's content by a descriptor of its own.  A context manager."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        super().__init__(os.dup(fd), 0, size)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close its descriptor."""
+        self.close()

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeping a store within its quota: the images that were not used for longest go first.
+
+Two watermarks, in percent of the quota: collecting starts when the store holds more than `high`, and goes
+on down to `low`, so that not every new image costs a collection.  An image that a process has mounted, that
+is leased, or that is pinned never goes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from hpcpod.errors import HpcpodError, StoreFull
+from hpcpod.frozen import frozen
+from hpcpod.images.stores import usage
+from hpcpod.images.stores.removal import remove_entry
+from hpcpod.images.stores.store import Store, StoredImage
+from hpcpod.log import Progress, size
+from hpcpod.settings import Quota, Settings
+
+GROWTH = 3
+"""A tree takes about so many times the bytes of its compressed layers: what room is made for."""
+
+
+@frozen
+class Candidate:
+    """An image as the choice sees it.  used: seconds since 1970.  kept: why it must stay, or empty."""
+
+    image: StoredImage
+    used: float
+    kept: str = ""
+
+
+def quota_bytes(quota: Quota, filesystem: int) -> int | None:
+    """The quota in bytes, on a file system of this many; None for none.  Pure."""
+    if quota.percent is not None:
+        return filesystem * quota.percent // 100
+    return quota.bytes
+
+
+def select(candidates: Sequence[Candidate], excess: int) -> list[StoredImage]:
+    """The images to remove so that `excess` bytes go: least recently used first, none that is kept.  Pure.
+
+    Fewer bytes go where too much is kept.
+    """
+    chosen = []
+    for candidate in sorted(candidates, key=lambda c: (c.used, c.image.name)):
+        if excess <= 0:
+            break
+        if not candidate.kept:
+            chosen.append(candidate.image)
+            excess -= candidate.image.disk
+    return chosen
+
+
+def candidates(store: Store) -> list[Candidate]:
+    """All images of a store, with what keeps them."""
+    mounted = usage.read_mounts()
+    return [
+        Candidate(image, usage.last_used(store, image), kept_because(store, image, mounted))
+        for image in store.all()
+    ]
+
+
+def kept_because(store: Store, image: StoredImage, mounted: usage.Mounted) -> str:
+    """Why an image must stay; empty where it need not."""
+    if usage.is_pinned(store, image):
+        return "pinned"
+    holders = usage.leases(store, image)
+    if holders:
+        return f"mounted for {', '.join(holders)}"
+    user = usage.user_of(store, image, mounted)
+    return "" if user is None else f"process {user} runs in it"
+
+
+def limit_of(store: Store, settings: Settings) -> int | None:
+    """The quota of a store, bytes, or None."""
+    status = os.statvfs(store.directory)
+    quota = settings.site_quota if store.site else settings.user_quota
+    return quota_bytes(quota, status.f_blocks * status.f_frsize)
+
+
+def make_room(store: Store, compressed: int, settings: Settings, progress: Progress) -> None:
+    """Before an image is unpacked: collect what the quota, or a disk that is nearly full, asks for.
+
+    compressed: the sum of the sizes in its manifest.  Raises StoreFull for an image that cannot fit whatever
+    is collected, before anything is.
+    """
+    check_quota(store, compressed, settings)
+    limit = limit_of(store, settings)
+    expected = compressed * GROWTH
+    status = os.statvfs(store.directory)
+    free = status.f_bavail * status.f_frsize
+    missing = expected - free
+    if limit is None and missing <= 0:
+        return
+    found = candidates(store)
+    held = sum(candidate.image.disk for candidate in found)
+    kept = sum(candidate.image.disk for candidate in found if candidate.kept)
+    _refuse_in_vain(store, compressed, free + held - kept, kept, limit)
+    if limit is not None and held + expected > limit * settings.high // 100:
+        missing = max(missing, held + expected - limit * settings.low // 100)
+    if missing > 0:
+        collect(store, missing, progress)
+
+
+def _refuse_in_vain(store: Store, needed: int, free: int, kept: int, limit: int | None) -> None:
+    """Raise StoreFull where not even collecting all would do.  free: what the disk would have then."""
+    if free < needed:
+        raise StoreFull(
+            f"image store {store.directory}: the image takes {size(needed)} or more, {size(free)} can be had",
+            hint="HPCPOD_STORE chooses another disk; what is pinned or in use stays (hpcpod image df)",
+        )
+    if limit is not None and kept + needed > limit:
+        raise StoreFull(
+            f"image store {store.directory}: the image takes {size(needed)} or more, quota {size(limit)}, "
+            f"of which {size(kept)} are pinned or in use",
+            hint="hpcpod image df shows by what",
+        )
+
+
+def check_quota(store: Store, needed: int, settings: Settings) -> None:
+    """Refuse an image that alone is larger than the quota; needed: bytes that it takes.  Raises StoreFull."""
+    limit = limit_of(store, settings)
+    if limit is not None and needed > limit:
+        raise StoreFull(
+            f"image store {store.directory}: the image takes {size(needed)} or more, quota {size(limit)}",
+            hint="the site sets the quota in hpcpod.toml",
+        )
+
+
+def enforce(store: Store, settings: Settings, progress: Progress, keep: str = "") -> list[StoredImage]:
+    """Bring a store below its low watermark if it is above the high one; what was removed.
+
+    keep: name of an entry that stays, because somebody is about to use it.
+    """
+    limit = limit_of(store, settings)
+    if limit is None:
+        return []
+    held = sum(image.disk for image in store.all())
+    if held <= limit * settings.high // 100:
+        return []
+    return collect(store, held - limit * settings.low // 100, progress, keep)
+
+
+def collect(store: Store, excess: int, progress: Progress, keep: str = "") -> list[StoredImage]:
+    """Remove the least recently used images until `excess` bytes have gone; what was removed."""
+    removed = []
+    chosen = select([c for c in candidates(store) if c.image.name != keep], excess)
+    for image in chosen:
+        try:
+            remove_entry(store, image)
+        except (HpcpodError, OSError):
+            continue  # came into use meanwhile, or another collection was faster
+        progress.note(f"collected {image.digest[:19]} ({image.form}, {size(image.disk)}), {image.reference}")
+        removed.append(image)
+    return removed

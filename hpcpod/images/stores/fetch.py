@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring an image into a store: one process works, the others wait, the image appears by one rename."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hpcpod.errors import StoreUnusable
+from hpcpod.frozen import frozen
+from hpcpod.images.limits import Limits
+from hpcpod.images.sources.source import Described, Source
+from hpcpod.images.stores.embryo import Beating, Embryo, make_embryo, unique_name
+from hpcpod.images.stores.forms import choose, entry_name, parse_form
+from hpcpod.images.stores.pack import pack
+from hpcpod.images.stores.store import CONFIG, FACTS, MANIFEST, META, ROOTFS, Store, StoredImage
+from hpcpod.images.stores.summary import summarise, to_json
+from hpcpod.images.stores.tools import form_facts
+from hpcpod.images.unpacking.layers import write_error
+from hpcpod.kernel import syncfs
+from hpcpod.log import Progress, shown
+from hpcpod.model import Form, Phase, Platform, VerifiedImage
+from hpcpod.settings import Settings
+
+LOCK_SECONDS = 900.0
+"""How long to wait for another process before doing the work as well; the result is the same."""
+POLL_SECONDS = (0.002, 0.02)
+"""First and longest pause between two looks at a lock."""
+OWNER_READS, EVERYBODY_READS = 0o400, 0o444
+"""What files of a packed image, and of the site's store, must permit: who packs or uses them reads them."""
+_EXISTS = (errno.EEXIST, errno.ENOTEMPTY)
+
+
+@frozen
+class Order:
+    """What is wanted, and how.  locks: directory of lock files.  form: None for what fits here best."""
+
+    reference: str
+    platform: Platform
+    limits: Limits
+    progress: Progress
+    locks: str
+    settings: Settings
+    form: Form | None = None
+
+
+def fetch(store: Store, source: Source, digest: str, order: Order) -> tuple[VerifiedImage, tuple[Phase, ...]]:
+    """Make an image present.  Of several processes of a node one does the work, the others wait for it.
+
+    Returns the image and the phases: ``wait`` where there was something to wait for, ``verify`` (the
+    documents), ``unpack`` (the layers, verified while they are written, to the rename).
+    """
+    before = time.time_ns()
+    facts = form_facts(store.directory, site=store.site)
+    form, why = choose(order.form, facts, parse_form(order.settings.rootfs, "rootfs"))
+    with locked(store, entry_name(digest, form), order) as waited:
+        start = time.time_ns()
+        phases = (Phase("wait", before, start),) if waited else ()
+        image = store.find(digest, order.reference, order.limits, form)
+        if image is not None:
+            source.check_platform(image.platform, order.platform)
+            return image, (*phases, Phase("verify", start, time.time_ns()))
+        store.tidy()
+        described = source.describe(order.platform)
+        verified = time.time_ns()
+        _make(store, source, described, (form, why), order)
+        image = store.find(digest, order.reference, order.limits, form)
+        if image is None:
+            raise StoreUnusable(f"image store {store.directory}: {digest} vanished again")
+        done = time.time_ns()
+    return image, (*phases, Phase("verify", start, verified), Phase("unpack", verified, done))
+
+
+@contextmanager
+def locked(store: Store, name: str, order: Order) -> Iterator[bool]:
+    """Hold the lock of an entry; yields whether another process had it first."""
+    fd = open_lock(order.locks, f"image-{name}")
+    try:
+        yield _wait(fd, store, name, order.progress)
+    finally:
+        os.close(fd)
+
+
+def open_lock(directory: str, name: str) -> int:
+    """A lock file in the run-time directory, opened; never in the store, where locks may not hold."""
+    path = f"{directory}/{name}"
+    try:
+        os.makedirs(directory, 0o700, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreUnusable(f"lock {path}: {os.strerror(error.errno or 0).lower()}") from None
+
+
+def _wait(fd: int, store: Store, name: str, progress: Progress) -> bool:
+    """Take the lock, or stop waiting because the image has come or the deadline has; whether it waited."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    pause, longest = POLL_SECONDS
+    waited = False
+    while not _try_lock(fd):
+        if not waited:
+            waited = True
+            progress.begin("waiting for another process that unpacks this image", 0)
+        if time.monotonic() > deadline or os.path.exists(f"{store.images}/{name}"):
+            break
+        time.sleep(pause)
+        progress.advance(0)
+        pause = min(2 * pause, longest)
+    if waited:
+        progress.end()
+    return waited
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Anything else than "taken": there are no locks here, and none are needed for correctness.
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN)
+    return True
+
+
+def _make(store: Store, source: Source, described: Described, form: tuple[Form, str], order: Order) -> None:
+    from hpcpod.images.stores.collect import enforce, make_room
+
+    make_room(store, described.size, order.settings, order.progress)
+    embryo = fill(store, source, described, form, order)
+    try:
+        appear(store, embryo, entry_name(described.digest, form[0]), order.limits)
+    except OSError as error:
+        embryo.discard()
+        raise write_error(error, store.directory) from None
+    except BaseException:
+        embryo.discard()
+        raise
+    embryo.release()
+    store.tidy()
+    enforce(store, order.settings, order.progress, keep=entry_name(described.digest, form[0]))
+
+
+def fill(store: Store, source: Source, described: Described, form: tuple[Form, str], order: Order) -> Embryo:
+    """Make the whole content of an entry, on the disk, in a directory that waits for its name.
+
+    Raises HpcpodError; then nothing is left.
+    """
+    try:
+        embryo = make_embryo(store.tmp)
+    except OSError as error:
+        raise write_error(error, store.tmp) from None
+    try:
+        _fill(embryo, store, source, described, form, order)
+        syncfs(embryo.fd)
+    except OSError as error:
+        embryo.discard()
+        raise write_error(error, store.directory) from None
+    except BaseException:
+        embryo.discard()
+        raise
+    return embryo
+
+
+def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
+    embryo: Embryo,
+    store: Store,
+    source: Source,
+    described: Described,
+    choice: tuple[Form, str],
+    order: Order,
+) -> None:
+    from hpcpod.images.stores.collect import check_quota
+
+    started = time.monotonic()
+    form, why = choice
+    rootfs = f"{embryo.path}/{ROOTFS}"
+    os.mkdir(rootfs, 0o700)
+    readable = EVERYBODY_READS if store.site else 0 if form is Form.DIRECTORY else OWNER_READS
+    unpacked = source.unpack(rootfs, Beating(order.progress, embryo), readable)
+    facts = summarise(rootfs, described.config.config)
+    disk, sha256 = unpacked.disk, ""
+    if form is not Form.DIRECTORY:
+        owner = (0, 0)  # root for the kernel; where a user mounts it, the user is called 0 (native/fuse.c)
+        sha256, disk = pack(form, form_facts(store.directory, site=store.site), rootfs, owner, embryo.beat)
+    check_quota(store, disk, order.settings)
+    meta = StoredImage(
+        digest=described.digest,
+        reference=order.reference,
+        platform=str(described.config.platform),
+        size=unpacked.size,
+        entries=unpacked.entries,
+        skipped=unpacked.skipped,
+        when=int(time.time()),
+        form=form.value,
+        why=why,
+        disk=disk,
+        sha256=sha256,
+        seconds=round(time.monotonic() - started, 3),
+    )
+    _write(embryo, MANIFEST, described.manifest_bytes)
+    _write(embryo, CONFIG, described.config_bytes)
+    _write(embryo, FACTS, to_json(facts))
+    _write(embryo, META, json.dumps(vars(meta), indent=1).encode() + b"\n")
+
+
+def _write(embryo: Embryo, name: str, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600, dir_fd=embryo.fd)
+    try:
+        while content:
+            content = content[os.write(fd, content) :]
+    finally:
+        os.close(fd)
+
+
+def appear(store: Store, embryo: Embryo, name: str, limits: Limits) -> None:
+    """Give the finished image its name; where there is one already, ours was for nothing.  Raises OSError."""
+    path = f"{store.images}/{name}"
+    for _ in range(2):
+        try:
+            os.rename(embryo.path, path)
+            break
+        except OSError as error:
+            if error.errno not in _EXISTS:
+                raise
+        if store.is_whole(name, limits):
+            os.rename(embryo.path, f"{store.garbage}/{unique_name()}")
+            return
+        throw_away(store, path)
+    fd = os.open(store.images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def throw_away(store: Store, path: str) -> str:
+    """Take an image or a damaged one out of the store by one rename; returns where it is now."""
+    target = f"{store.garbage}/{unique_name()}"
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StoreUnusable(f"{shown(path)}: {os.strerror(error.errno or 0).lower()}") from None
+    return target

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed images of the site's store, mounted by root: once per node and image, for all users and ranks.
+
+    RUN/mounts/NAME/          where the image NAME (an entry of the store) is mounted
+    RUN/leases/NAME/LEASE     somebody, a job say, needs it; with the last lease it is unmounted
+    RUN/verified/NAME         identity of the file whose every byte was compared since the node was booted
+
+The lease is written first and removed first: a kill between the steps leaves a lease without a mount, which
+the next mount repairs, or a mount without a lease, which the next release or collection takes away.  Pods
+hold their own copy of the mount: unmounting here disturbs none of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from contextlib import suppress
+
+from hpcpod.errors import StoreUnusable, UsageError
+from hpcpod.images.stores.fetch import Order
+from hpcpod.images.stores.forms import parse_entry
+from hpcpod.images.stores.intact import check_intact
+from hpcpod.images.stores.site import SiteStore, pull
+from hpcpod.images.stores.store import StoredImage, is_mounted
+from hpcpod.kernel import detach_mount, loop_device, mount_read_only
+from hpcpod.log import shown
+from hpcpod.model import Form
+
+CHANGED = "the disk changed it; hpcpod image rm --site removes it, image pull --site makes it anew"
+_LEASE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_TRIES = 3
+
+
+class _CollectedMeanwhile(Exception):
+    """The image left the store between the look for it and the lease on it."""
+
+
+def mount(store: SiteStore, image: StoredImage, lease: str) -> str:
+    """Have an image mounted for a lease; where.  Raises UsageError, ImageDigestMismatch, StoreUnusable.
+
+    A directory needs no mount: then its tree's path is the answer, and the lease keeps it from collection.
+    """
+    form = Form(image.form)
+    if not _LEASE.fullmatch(lease):
+        raise UsageError(
+            f"lease {shown(lease)}: not a name", hint="letters, digits, _ . - and at most 128 of them"
+        )
+    packed = form is not Form.DIRECTORY
+    place = store.mount_point(image.digest, form) if packed else store.content(image.digest, form)
+    with store.held(image.name):
+        try:
+            _add_lease(store, image.name, lease)
+            if store.stored(image.digest, form) is None:
+                raise _CollectedMeanwhile
+            os.utime(store.path(image.digest, form))  # used now (usage.last_used)
+            if packed and not is_mounted(place):
+                _mount(store, image, form, place)
+        except OSError as error:
+            _drop_lease(store, image.name, lease)
+            _release_unused(store, image.name)
+            code = errno.errorcode.get(error.errno or 0, "error")
+            raise StoreUnusable(
+                f"mount of {image.name}: {os.strerror(error.errno or 0).lower()} ({code})"
+            ) from None
+        except BaseException:
+            _drop_lease(store, image.name, lease)
+            _release_unused(store, image.name)
+            raise
+    return place
+
+
+def pull_and_mount(store: SiteStore, order: Order, lease: str) -> str:
+    """Have an image in the site's store and mounted for a lease; where.  Raises as pull() and mount()."""
+    for _ in range(_TRIES):
+        image, _ = pull(store, order)
+        with suppress(_CollectedMeanwhile):
+            return mount(store, image, lease)
+    raise StoreUnusable(f"site store {store.directory}: {image.digest} was removed {_TRIES} times meanwhile")
+
+
+def release(store: SiteStore, lease: str, name: str = "") -> list[str]:
+    """Give up a lease, of one entry or of all; the names of what was unmounted because it was the last."""
+    released = []
+    for entry in [name] if name else _entries(f"{store.run}/leases"):
+        with store.held(entry):
+            _drop_lease(store, entry, lease)
+            released += _release_unused(store, entry)
+    return released
+
+
+def sweep(store: SiteStore) -> list[str]:
+    """Unmount what no lease asks for: a killed command left it.  The names."""
+    released = []
+    for entry in sorted({*_entries(f"{store.run}/mounts"), *_entries(f"{store.run}/leases")}):
+        with store.held(entry):
+            released += _release_unused(store, entry)
+    _forget_comparisons(store)
+    return released
+
+
+def _forget_comparisons(store: SiteStore) -> None:
+    """Remove identities of files that have left the store, and what a killed comparison left."""
+    for name in os.listdir(f"{store.run}/verified"):
+        entry = next((part for part in (name, name.rpartition(".")[0]) if parse_entry(part)), "")
+        with store.held(entry), suppress(FileNotFoundError):
+            if name != entry or not os.path.lexists(f"{store.images}/{entry}"):
+                os.unlink(f"{store.run}/verified/{name}")
+
+
+def _entries(directory: str) -> list[str]:
+    return sorted(name for name in os.listdir(directory) if parse_entry(name))
+
+
+def _add_lease(store: SiteStore, name: str, lease: str) -> None:
+    directory = f"{store.run}/leases/{name}"
+    os.makedirs(directory, 0o755, exist_ok=True)
+    os.close(os.open(f"{directory}/{lease}", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+
+
+def _drop_lease(store: SiteStore, name: str, lease: str) -> None:
+    if _LEASE.fullmatch(lease):
+        with suppress(FileNotFoundError):
+            os.unlink(f"{store.run}/leases/{name}/{lease}")
+
+
+def _release_unused(store: SiteStore, name: str) -> list[str]:
+    """Unmount an entry that has no lease; its name if it was mounted."""
+    place = f"{store.run}/mounts/{name}"
+    with suppress(FileNotFoundError, OSError):
+        os.rmdir(f"{store.run}/leases/{name}")
+    if os.path.isdir(f"{store.run}/leases/{name}"):
+        return []
+    mounted = is_mounted(place)
+    while is_mounted(place):
+        detach_mount(place)
+    with suppress(FileNotFoundError):
+        os.rmdir(place)
+    return [name] if mounted else []
+
+
+def _mount(store: SiteStore, image: StoredImage, form: Form, place: str) -> None:
+    """Compare the file with what was packed, and mount it."""
+    file = os.open(store.content(image.digest, form), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        check_intact(file, image.sha256, f"{store.run}/verified", image.name, CHANGED)
+        with suppress(FileExistsError):
+            os.mkdir(place, 0o755)
+        directory = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _attach(form, store.content(image.digest, form), file, directory)
+        finally:
+            os.close(directory)
+    finally:
+        os.close(file)
+
+
+def _attach(form: Form, path: str, file: int, directory: int) -> None:
+    """path: of the open file, which nobody but root can exchange; mount tables show it (usage.py)."""
+    if form is Form.EROFS:
+        try:
+            mount_read_only("erofs", path, directory)
+        except OSError as error:
+            if error.errno != errno.ENOTBLK:  # before Linux 6.12: only block devices
+                raise
+        else:
+            return
+    block, device = loop_device(file)
+    try:
+        mount_read_only(form.value, block, directory)
+    finally:
+        os.close(device)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unpack an image to a directory of the user's choice, outside the store."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from hpcpod.errors import UsageError
+from hpcpod.images.limits import Limits
+from hpcpod.images.sources.reference import Reference
+from hpcpod.images.sources.source import open_source
+from hpcpod.images.stores.embryo import Beating, Embryo, is_dead, make_embryo, sweep, unique_name
+from hpcpod.images.unpacking.layers import Unpacked, write_error
+from hpcpod.kernel import rename_new, syncfs
+from hpcpod.log import Progress, shown
+from hpcpod.model import Platform
+
+PREFIX = ".hpcpod-unpack-"
+"""Beginning of the name of a directory in the making, beside its final place."""
+
+
+def unpack_to(
+    reference: Reference, destination: str, platform: Platform, limits: Limits, progress: Progress
+) -> tuple[str, Unpacked]:
+    """Make `destination` the tree of an image, whole or not at all; returns its digest and what came out.
+
+    The tree grows beside its final place under a temporary name, and is renamed when every byte of the image
+    was verified and is on the disk.  Raises UsageError when destination exists.
+    """
+    target = os.path.abspath(destination)
+    parent = os.path.dirname(target)
+    if os.path.lexists(target):
+        raise _exists(target)
+    with open_source(reference, limits) as source:
+        described = source.describe(platform)
+        with _growing(parent, target) as embryo:
+            unpacked = source.unpack(embryo.path, Beating(progress, embryo))
+    return described.digest, unpacked
+
+
+@contextmanager
+def announced(directory: str, destination: str) -> Iterator[None]:
+    """While the body runs, a link in directory names the place where destination grows.
+
+    A killed unpacking is then found by sweep_announced(), wherever it was.  It is only a service: where the
+    link cannot be made, the next unpacking to the same place clears up.  directory: empty for no link.
+    """
+    if not directory:
+        yield
+        return
+    link = f"{directory}/{unique_name()}"
+    with suppress(OSError):
+        os.makedirs(directory, 0o700, exist_ok=True)
+        os.symlink(os.path.dirname(os.path.abspath(destination)), link)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(link)
+
+
+def sweep_announced(directory: str) -> int:
+    """Remove what killed processes left where they had announced to unpack; returns how many trees."""
+    removed = 0
+    with suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            link = f"{directory}/{name}"
+            with suppress(OSError):  # the place may be gone, or not be ours any more
+                if is_dead(link):
+                    with suppress(OSError):
+                        removed += sweep(os.readlink(link), PREFIX)
+                    os.unlink(link)
+    return removed
+
+
+@contextmanager
+def _growing(parent: str, target: str) -> Iterator[Embryo]:
+    """A temporary directory that becomes target if the body ends well, and is removed if not."""
+    try:
+        sweep(parent, PREFIX)
+        embryo = make_embryo(parent, PREFIX)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise UsageError(f"destination {shown(target)}: {shown(parent)} is not a directory") from None
+        raise write_error(error, parent) from None
+    try:
+        yield embryo
+        syncfs(embryo.fd)
+        _publish(embryo, parent, target)
+    except OSError as error:
+        embryo.discard()
+        if error.errno == errno.EEXIST:
+            raise _exists(target) from None
+        raise write_error(error, parent) from None
+    except BaseException:
+        embryo.discard()
+        raise
+    embryo.release()
+
+
+def _exists(target: str) -> UsageError:
+    return UsageError(f"destination {shown(target)}: exists", hint="name a directory that does not exist yet")
+
+
+def _publish(embryo: Embryo, parent: str, target: str) -> None:
+    """Give the finished tree its name, for good; else it keeps its temporary one.  Raises OSError."""
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        rename_new(embryo.path, target)
+        try:
+            os.fsync(fd)
+        except OSError:
+            os.rename(target, embryo.path)
+            raise
+    finally:
+        os.close(fd)

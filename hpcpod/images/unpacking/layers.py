@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unpack a verified image's layers into an empty directory."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from hpcpod.errors import HpcpodError, ImageInvalid, StoreFull, StoreUnusable
+from hpcpod.frozen import frozen
+from hpcpod.images.limits import Limits
+from hpcpod.images.sources.layout import OpenLayout
+from hpcpod.images.sources.resolve import Documents
+from hpcpod.images.unpacking.apply import Applier
+from hpcpod.images.unpacking.pipeline import Budget, Cancelled, LayerPipeline
+from hpcpod.images.unpacking.tarstream import ByteStream, TarReader
+from hpcpod.log import Progress, size
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_OF_IMAGE = (
+    errno.EEXIST,
+    errno.EILSEQ,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EMLINK,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EXDEV,
+)
+"""What names in an image can cause.  All else is the node's, or a limit of the process."""
+
+
+@frozen
+class Unpacked:
+    """What came out.  size: bytes of all layers, uncompressed.  skipped: devices and FIFOs left out.
+
+    disk: bytes that the tree takes on a disk of 4-KiB blocks, at most.
+    """
+
+    size: int
+    entries: int
+    skipped: int
+    disk: int = 0
+
+
+def unpack_layers(  # noqa: PLR0913, PLR0917 - what, where, and how
+    layout: OpenLayout,
+    image: Documents,
+    directory: str,
+    limits: Limits,
+    progress: Progress,
+    readable: int = 0,
+) -> Unpacked:
+    """Fill the empty directory with the image's tree; every byte is verified when this returns.
+
+    readable: permission to read that every file gets, 0o444 for everybody's (apply.py).  On an error the
+    directory holds part of a tree: the caller removes it.  Raises ImageInvalid and its kinds, StoreFull,
+    StoreUnusable.
+    """
+    check_space(directory, sum(layer.blob.size for layer in image.layers))
+    root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    applier = Applier(root, limits, readable)
+    work = _Work(layout, image, applier, Budget(limits), limits, progress)
+    progress.begin("unpacking", sum(layer.blob.size for layer in image.layers))
+    try:
+        for number in range(len(image.layers)):
+            _unpack_layer(work, number)
+        applier.finish()
+    except OSError as error:
+        raise write_error(error, directory) from error
+    finally:
+        progress.end()
+        applier.close()
+        os.close(root)
+    return Unpacked(work.budget.used, applier.entries, applier.skipped, applier.disk)
+
+
+@frozen
+class _Work:
+    """What unpacking every layer of an image needs."""
+
+    layout: OpenLayout
+    image: Documents
+    applier: Applier
+    budget: Budget
+    limits: Limits
+    progress: Progress
+
+
+def _unpack_layer(work: _Work, number: int) -> None:
+    layer = work.image.layers[number]
+    blob = work.layout.open_blob(layer.blob)
+    try:
+        pipeline = LayerPipeline(layer, blob, work.limits, work.budget, work.progress.advance)
+        try:
+            tar = TarReader(ByteStream(pipeline.chunks()), work.limits)
+            work.applier.layer(tar, lowest=number == 0)
+            pipeline.finish()
+        except (HpcpodError, OSError, Cancelled) as error:
+            raise pipeline.failed(error) from None
+        finally:
+            pipeline.close()
+    except ImageInvalid as error:
+        message = f"{work.layout.name}: layer {number + 1} of {len(work.image.layers)}: {error.message}"
+        raise type(error)(message, hint=error.hint) from None
+    finally:
+        blob.close()
+
+
+def check_space(directory: str, needed: int) -> None:
+    """Refuse to start what cannot end: a tree is no smaller than its compressed layers.  Raises StoreFull."""
+    status = os.statvfs(directory)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise StoreFull(
+            f"{directory}: {size(free)} free, the image needs more than {size(needed)} (ENOSPC)",
+            hint="hpcpod image rm frees space; HPCPOD_STORE chooses another disk",
+        )
+
+
+def write_error(error: OSError, directory: str) -> HpcpodError:
+    """The error of this program for one of the operating system's while unpacking below directory."""
+    code = errno.errorcode.get(error.errno or 0, "error")
+    if error.errno in _FULL:
+        try:
+            status = os.statvfs(directory)
+            left = f"{size(status.f_bavail * status.f_frsize)} and {status.f_favail} inodes left"
+        except OSError:
+            left = "nothing left"
+        return StoreFull(
+            f"{directory}: file system is full while unpacking ({code}), {left}",
+            hint="hpcpod image rm frees space; HPCPOD_STORE chooses another disk",
+        )
+    if error.errno not in _OF_IMAGE:
+        return StoreUnusable(f"{directory}: {os.strerror(error.errno or 0).lower()} while unpacking ({code})")
+    return ImageInvalid(
+        f"image: an entry that cannot be made: {os.strerror(error.errno or 0).lower()} ({code})"
+    )
