@@ -11,6 +11,8 @@ from bench.unpack.tables import cpu_median, floor_of, median
 
 JOIN_OVER_FLOOR = 1.5
 SRUN_EXTRA_MS = 60.0
+HIT_MS = 5.0
+HIT_FORMS = {"dir": "directory", "site": "EROFS of the site", "fuse-shared": "squashfs by FUSE"}
 PEERS = ("bwrap", "bwrap-lean", "ch-run", "crun")
 COUNTS = ("1", "16", "64")
 UNPACK_PEERS = ("umoci-gzip", "podman-gzip", "podman-zstd")
@@ -115,6 +117,16 @@ def _floors(part: str, rows: Sequence[Row]) -> list[list[str]]:
     return [_line(goal, "; ".join(texts) or "-", met if texts else None)]
 
 
+def _hits(rows: Sequence[Row]) -> list[list[str]]:
+    goal = f"store hit to ready, plan cached: under {HIT_MS:g} ms in each form"
+    found = {key: _median(rows, key, "1") for key in ("dir", "site", "fuse-shared")}
+    seen = [value for value in found.values() if value is not None]
+    if len(seen) < len(found):
+        return [_line(goal, "-", None)]
+    texts = ", ".join(f"{HIT_FORMS[key]} {value:.2f}" for key, value in found.items() if value is not None)
+    return [_line(goal, f"{texts} ms", max(seen) < HIT_MS)]
+
+
 def _slurm(rows: Sequence[Row]) -> list[list[str]]:
     plain = _median(rows, "plain", "last")
     lines = []
@@ -137,6 +149,8 @@ def lines(results: Mapping[str, Result]) -> list[list[str]]:
         found += [*_join(rows), *_fresh(rows)]
     if "unpack" in results:
         found += _unpack(results["unpack"].parts)
+    if "store" in results:
+        found += _hits(results["store"].parts["hit"])
     if "slurm" in results:
         found += _slurm(results["slurm"].parts["srun"])
     return found

@@ -14,6 +14,7 @@ from bench.result import Result, Row, read_result
 from bench.samples import markdown_table, summarise
 from bench.slurm import tables as slurm_tables
 from bench.startup import tables as startup_tables
+from bench.store import tables as store_tables
 from bench.unpack import tables as unpack_tables
 
 RESULTS = Path("bench/results")
@@ -123,7 +124,21 @@ def slurm_section(result: Result) -> list[str]:
     return [*parts, *(f"- {note}" for note in result.notes), ""]
 
 
-SECTIONS = {"startup": startup_section, "unpack": unpack_section, "slurm": slurm_section}
+def store_section(result: Result) -> list[str]:
+    """Tables of bench.store."""
+    parts = ["## Images in a store", "", PROSE_STORE, ""]
+    for name, rows in result.parts.items():
+        parts += [f"### {store_tables.TITLES[name]}", "", markdown_table(*store_tables.table(rows)), ""]
+        parts += [*(f"- {row.name}: {row.about}" for row in rows), ""]
+    return [*parts, *(f"- {note}" for note in result.notes)]
+
+
+SECTIONS = {
+    "startup": startup_section,
+    "unpack": unpack_section,
+    "store": store_section,
+    "slurm": slurm_section,
+}
 
 
 def page(results: Mapping[str, Result]) -> str:
@@ -201,6 +216,13 @@ that divided by the cores, or the longest chain that cannot be divided (writing 
 decompressing the largest), whichever is longer, and then the flush where the tree lies on a disk.
 *to floor* is wall to wall floor, *to CPU floor* is CPU time to CPU floor; *peak* is the largest process's
 resident set."""
+
+PROSE_STORE = """\
+From an image in a store to the end of a payload that does nothing, a static C program, so that nearly all of
+it is the front, the plan and the pod. Kinds take turns in random order; those with a FUSE mount follow, since
+one that stays would serve the others. Then eight users with nothing unpacked start the demo image at once:
+through the site's store, where each is preceded by what a prolog does (`hpcpod image mount`), and each with a
+store of their own. In the first case one unpacking, one mount and no image of the users' own are checked for."""
 
 PROSE_SLURM = """\
 A Slurm cluster of two nodes, each in namespaces of its own on this machine, launches four ranks as a

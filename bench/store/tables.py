@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from bench.result import Row
 from bench.samples import milliseconds, summarise
 
+TITLES = {"hit": "Store hit to ready", "crowd": "Eight users at once, nothing unpacked"}
+
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Head and lines of one part; milliseconds."""
