@@ -221,8 +221,8 @@ PROSE_STORE = """\
 From an image in a store to the end of a payload that does nothing, a static C program, so that nearly all of
 it is the front, the plan and the pod. Kinds take turns in random order; those with a FUSE mount follow, since
 one that stays would serve the others. Then eight users with nothing unpacked start the demo image at once:
-through the site's store, where each is preceded by what a prolog does (`hpcpod image mount`), and each with a
-store of their own. In the first case one unpacking, one mount and no image of the users' own are checked for."""
+through the site's store, where each is preceded by what a prolog does (`hpcpod image mount`), and each with
+a store of their own. In the first case one unpacking, one mount and no image of their own are checked for."""
 
 PROSE_SLURM = """\
 A Slurm cluster of two nodes, each in namespaces of its own on this machine, launches four ranks as a
