@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from hpcpod.errors import SystemRefused, UsageError
 from hpcpod.frozen import frozen
 from hpcpod.model import FileStamp
-from hpcpod.sizes import parse_size
+from hpcpod.sizes import is_number, parse_size
 
 PATH = "/etc/hpcpod/hpcpod.toml"
 _LONGEST = 1 << 20
@@ -183,7 +183,7 @@ class _Reader:
         text = str(found)
         if text.endswith("%"):
             number = text[:-1]
-            if not number.isdigit() or not 0 < int(number) <= _PERCENT:
+            if not is_number(number) or not 0 < int(number) <= _PERCENT:
                 raise self.wrong(table, "quota", "a size such as 200G, or a percentage such as 40%")
             return Quota(percent=int(number))
         bound = parse_size(text, f"configuration {self._path}: [{table}] quota")

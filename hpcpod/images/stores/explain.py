@@ -7,8 +7,9 @@ import os
 import time
 from collections.abc import Sequence
 
-from hpcpod.errors import ImageNotFound
+from hpcpod.errors import ImageNotFound, ImageReferenceError
 from hpcpod.images.limits import Limits
+from hpcpod.images.sources.reference import parse_reference
 from hpcpod.images.stores import collect, usage
 from hpcpod.images.stores.forms import choose, form_facts_text, parse_form
 from hpcpod.images.stores.store import Store, StoredImage, is_mounted
@@ -31,7 +32,7 @@ def explain(
         try:
             found = find_stored(store, name, limits)
         except ImageNotFound:
-            facts.append(_absent(store, settings))
+            facts.append(_absent(store, settings, name))
             continue
         order = [image.name for image in collect.select(collect.candidates(store), 1 << 62)]
         facts += [_present(store, image, order) for image in found]
@@ -42,10 +43,16 @@ def _store_name(store: Store) -> str:
     return f"{'site' if store.site else 'user'} {store.directory}"
 
 
-def _absent(store: Store, settings: Settings) -> dict[str, object]:
+def _absent(store: Store, settings: Settings, name: str) -> dict[str, object]:
     facts = form_facts(store.directory, site=store.site)
     form, reason = choose(None, facts, parse_form(settings.rootfs, "rootfs"))
     filler = "root puts images there (image pull --site)" if store.site else "run or image pull puts it there"
+    try:
+        path = parse_reference(name).path
+    except ImageReferenceError:  # a digest, or the beginning of one
+        filler = "no image of this digest; a reference says where one is"
+    else:
+        filler = filler if os.path.exists(path) else f"cannot come there: nothing is at {path}"
     return {
         "store": _store_name(store),
         "stored": "no",

@@ -66,7 +66,7 @@ def obstacle(form: Form, facts: FormFacts) -> str:
     needs: dict[Form, tuple[tuple[object, str], ...]] = {
         Form.DIRECTORY: (),
         Form.EROFS: (
-            (site, "only root mounts erofs: it is for the site's store (--site)"),
+            (site, "only root mounts erofs, from the site's store (hpcpod image mount)"),
             (facts.erofs, "this kernel has no erofs"),
             (facts.mkfs_erofs, "mkfs.erofs is not installed (erofs-utils)"),
         ),

@@ -23,7 +23,7 @@ def remove_damaged(store: Store) -> list[str]:
     removed = []
     for name in sorted(os.listdir(store.images)):
         parsed = parse_entry(name)
-        if parsed is None or store.stored(*parsed) is not None:
+        if parsed is None or not store.is_damaged(*parsed):
             continue
         image = StoredImage(parsed[0], "", "", 0, 0, 0, 0, parsed[1].value)
         with suppress(HpcpodError, OSError):

@@ -77,6 +77,13 @@ class StoredImage:
         return entry_name(self.digest, Form(self.form))
 
 
+def _kind_of(name: str) -> type | tuple[type, ...]:
+    """What a field of meta.json holds."""
+    if name in ("size", "entries", "skipped", "when", "disk"):
+        return int
+    return (int, float) if name == "seconds" else str
+
+
 class Store:
     """The directories of a store.  Made by open_store() and open_site().
 
@@ -110,12 +117,34 @@ class Store:
     def stored(self, digest: str, form: Form = Form.DIRECTORY) -> StoredImage | None:
         """What is known about an image; None when it is not there, or damaged."""
         try:
-            fields = json.loads(read_file(f"{self.path(digest, form)}/{META}", META_MAX))
-            meta = StoredImage(**{name: fields[name] for name in StoredImage.__match_args__})
-            os.stat(self.content(digest, form))
-        except (OSError, ValueError, KeyError, TypeError):
+            return self._load(digest, form)
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
-        return meta if meta.digest == digest and meta.form == form.value else None
+
+    def is_damaged(self, digest: str, form: Form) -> bool:
+        """Whether something of an entry is gone or wrong for good.
+
+        A file that could not be read this once (EMFILE, EIO, ESTALE) says nothing.
+        """
+        try:
+            self._load(digest, form)
+        except OSError as error:
+            return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        except (ValueError, TypeError, RecursionError):
+            return True
+        return False
+
+    def _load(self, digest: str, form: Form) -> StoredImage:
+        """Raises OSError; ValueError and its like for a document that is none of this program's."""
+        fields = json.loads(read_file(f"{self.path(digest, form)}/{META}", META_MAX))
+        known = {name: fields[name] for name in StoredImage.__match_args__ if name in fields}
+        if any(not isinstance(value, _kind_of(name)) for name, value in known.items()):
+            raise ValueError("a field of another type")
+        meta = StoredImage(**known)
+        os.stat(self.content(digest, form))
+        if meta.digest != digest or meta.form != form.value:
+            raise ValueError("of another image")
+        return meta
 
     def find(
         self, digest: str, reference: str, limits: Limits, wanted: Form | None = None
@@ -141,7 +170,7 @@ class Store:
             raw = read_file(f"{path}/{CONFIG}", limits.json_bytes + 1)
             document = parse_config(raw, f"{path}/{CONFIG}", limits)
             inside = from_json(read_file(f"{path}/{FACTS}", _FACTS_MAX))
-        except (OSError, ImageInvalid, ValueError, KeyError, TypeError):
+        except (OSError, ImageInvalid, ValueError, KeyError, TypeError, RecursionError):
             return None
         return VerifiedImage(
             reference=reference,

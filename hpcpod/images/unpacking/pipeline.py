@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from hpcpod.errors import HpcpodError, ImageDigestMismatch, ImageLimitExceeded
+from hpcpod.errors import ImageDigestMismatch, ImageLimitExceeded
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.layout import Blob
 from hpcpod.images.sources.manifest import Compression, Layer
@@ -178,7 +178,7 @@ class LayerPipeline:
             work()
         except Cancelled:
             self._plain.cancel()
-        except (HpcpodError, OSError, MemoryError) as error:
+        except BaseException as error:  # whatever it is: the other threads wait for this one
             self._failures.append(error)
             self._raw.cancel()
             self._plain.cancel()

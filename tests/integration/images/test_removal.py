@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from hpcpod.images.stores import embryo, removal, usage
 from hpcpod.images.stores.store import Store, StoredImage, sweep
 from hpcpod.images.unpacking.destination import PREFIX
 from hpcpod.images.unpacking.tree import _open_directory, remove_tree
+from hpcpod.model import Form
 from tests.conftest import PACKAGES, Account
 from tests.testbed.layouts import digest, file, image, write_layout
 from tests.testbed.places import call_as, scan
@@ -254,3 +256,49 @@ def test_unpacking_takes_its_announcement_back(user: Account) -> None:
     command = [*HPCPOD, "image", "unpack", "--platform", "linux/amd64", reference, "out"]
     user.run(command, env=PYTHON, check=True)
     assert list((user.runtime / "unpacking").iterdir()) == []
+
+
+META = "meta.json"
+
+
+def test_gc_keeps_what_it_could_only_not_read_this_once(user: Account) -> None:
+    """EMFILE, EIO, ESTALE: they say nothing about the image."""
+    reference = f"oci:{write_layout(user.home / 'layout', ONE)}"
+    user.run([*HPCPOD, "image", "pull", "--platform", "linux/amd64", reference], env=PYTHON, check=True)
+    entry = next(user.store.glob("images/*"))
+    store = Store(str(user.store))
+    name = digest(ONE.blobs()[0])
+    assert not store.is_damaged(name, Form.DIRECTORY)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.open("/", os.O_PATH)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 1, limit[1]))
+    try:
+        assert store.stored(name) is None
+        assert not store.is_damaged(name, Form.DIRECTORY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        os.close(held[0])
+    for wrong in (
+        "[" * 100_000,
+        "{}",
+        '{"digest": 3}',
+        (entry / META).read_text().replace('"entries": 1', '"entries": "x"'),
+    ):
+        (entry / META).write_text(wrong)
+        assert store.is_damaged(name, Form.DIRECTORY), wrong[:40]
+
+
+def test_an_entry_of_a_version_with_fewer_facts_is_an_image(user: Account) -> None:
+    reference = f"oci:{write_layout(user.home / 'layout', ONE)}"
+    command = [*HPCPOD, "image", "pull", "--platform", "linux/amd64", reference]
+    user.run(command, env=PYTHON, check=True)
+    entry = next(user.store.glob("images/*"))
+    fields = json.loads((entry / META).read_text())
+    old = ("digest", "reference", "platform", "size", "entries", "skipped", "when")
+    (entry / META).write_text(json.dumps({field: fields[field] for field in old}))
+    (entry / "facts.json").unlink()
+    done = user.run([*HPCPOD, "image", "gc"], env=PYTHON, check=True)
+    assert entry.exists(), done.stdout + done.stderr
+    assert stored(user) == [fields["digest"]]
+    user.run(command, env=PYTHON, check=True)
+    assert (next(user.store.glob("images/*")) / "facts.json").exists()

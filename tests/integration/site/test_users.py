@@ -158,7 +158,7 @@ def test_a_form_can_be_asked_for(site: Site, small: str, where: str, form: str) 
     uid = FIRST_USER
     if (where, form) == ("user", "erofs"):
         said = site.refused("image", "pull", "--rootfs=erofs", small, slug="store-unusable", uid=uid)
-        assert "only root mounts erofs: it is for the site's store (--site)" in said
+        assert "only root mounts erofs, from the site's store (hpcpod image mount)" in said
         return
     if where == "site":
         site.out("image", "mount", f"--rootfs={form}", small)
