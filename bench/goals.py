@@ -88,8 +88,15 @@ def _unpack(parts: Mapping[str, Sequence[Row]]) -> list[list[str]]:
 
 
 def _unpack_peers(part: str, rows: Sequence[Row]) -> list[list[str]]:
-    goal = f"unpacking, {part}: at least {OVER_PEERS:g} times faster than umoci and podman load"
-    found = {row.key: _median(rows, row.key, "all") for row in rows}
+    # hpcpod returns when the tree is on the disk; the others' time until then is what compares.
+    until = (
+        "flushed"
+        if "disk" in part and all("flushed" in row.wall_us for row in rows if row.peak_kib)
+        else "all"
+    )
+    words = ", until it is on the disk" if until == "flushed" else ""
+    goal = f"unpacking, {part}: at least {OVER_PEERS:g} times faster than umoci and podman load{words}"
+    found = {row.key: _median(rows, row.key, until) for row in rows}
     pairs = [("hpcpod-gzip", key) for key in UNPACK_PEERS if key.endswith("gzip")]
     pairs += [("hpcpod-zstd", key) for key in UNPACK_PEERS if key.endswith("zstd")]
     texts, met = [], True

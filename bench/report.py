@@ -202,20 +202,21 @@ PROSE_UNPACK = """\
 OCI image layouts, blobs in the page cache, to directories that can be started from. Contenders take turns
 in random order, each time with a fresh target. On disk no tree is deleted before the last run, since
 extraction right after a deletion is several times slower on ext4, and the disk is synced between runs; in
-memory (tmpfs) each tree goes after its run, so that all write to memory that was used before. hpcpod is the
-installed command, run as a plain user, Python's start included; it flushes its tree to disk before it says
-that it is done, the others do not. umoci and podman run as root, which is faster for both; umoci's rootless
-mode, measured once, opens files several hundred times for each entry (strace), which newer versions may not
-do. GNU tar shows what extraction alone costs when nothing is verified.
+memory (tmpfs) each tree goes after its run, so that all write to memory that was used before. hpcpod is
+the installed command, run as a plain user, Python's start included; it flushes its tree to disk before it
+says that it is done, the others do not: *flushed* is the median time until a sync(2) after each has
+ended. umoci and podman run as root, which is faster for both; umoci's rootless mode, measured once, opens
+files several hundred times for each entry (strace), which newer versions may not do. GNU tar shows what
+extraction alone costs when nothing is verified.
 
-The *floor* is the same bytes' cost in the stages that nobody can leave out, each measured by itself in one
-thread with its input in memory: sha256 of the blobs, decompression (ISA-L, zstd) into one buffer that is used
-again, sha256 of what comes out, and writing the tree by a C program that trusts its archive
-(`bench/unpack/floor.c`: open, write, utimensat, close). *CPU floor*: their CPU time added up. *Wall floor*:
-that divided by the cores, or the longest chain that cannot be divided (writing the layers in their order, or
-decompressing the largest), whichever is longer, and then the flush where the tree lies on a disk.
-*to floor* is wall to wall floor, *to CPU floor* is CPU time to CPU floor; *peak* is the largest process's
-resident set."""
+The *floor* is the same bytes' cost in the stages that nobody can leave out, each measured by itself in
+one thread with its input in memory: sha256 of the blobs, decompression (ISA-L, zstd) into one buffer that
+is used again, sha256 of what comes out, and writing the tree by a C program that trusts its archive
+(`bench/unpack/floor.c`: open, write, utimensat, close). *CPU floor*: their CPU time added up. *Wall
+floor*: that divided by the cores, or the longest chain that cannot be divided (writing the layers in
+their order, or decompressing the largest), whichever is longer, and then the flush where the tree lies on
+a disk. *to floor* is wall to wall floor, *to CPU floor* is CPU time to CPU floor; *peak* is the largest
+process's resident set."""
 
 PROSE_STORE = """\
 From an image in a store to the end of a payload that does nothing, a static C program, so that nearly all of

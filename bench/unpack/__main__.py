@@ -116,7 +116,10 @@ def rows(who: Sequence[Unpacker], series: Series) -> list[Row]:
                 kind="unpack",
                 about=one.about,
                 command=command if len(command) < 300 else command[:140] + " … " + command[-140:],
-                wall_us={"all": [sample.wall for sample in samples]},
+                wall_us={
+                    "all": [sample.wall for sample in samples],
+                    "flushed": [sample.flushed for sample in samples],
+                },
                 cpu_us={"all": [sample.cpu for sample in samples]},
                 peak_kib={"all": [sample.peak for sample in samples]},
             )

@@ -39,11 +39,12 @@ class Unpacker:
 
 @dataclass(frozen=True)
 class Sample:
-    """One unpacking: µs, µs, KiB of the largest process."""
+    """One unpacking: µs, µs, KiB of the largest process.  flushed: µs until the tree was on the disk, too."""
 
     wall: int
     cpu: int
     peak: int
+    flushed: int
 
 
 def unpackers(image: Image, front: Path | None) -> list[Unpacker]:
@@ -114,4 +115,7 @@ def once(account: Account, unpacker: Unpacker, target: Path) -> Sample:
         if status:
             said.seek(0)
             raise BenchError(f"{unpacker.name}: status {process.returncode}: {last_line(said.read())}")
-    return Sample(wall // 1000, round((used.ru_utime + used.ru_stime) * 1e6), used.ru_maxrss)
+    start = time.monotonic_ns()
+    os.sync()
+    flushed = wall + time.monotonic_ns() - start
+    return Sample(wall // 1000, round((used.ru_utime + used.ru_stime) * 1e6), used.ru_maxrss, flushed // 1000)

@@ -38,8 +38,11 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         )
         peak = f"{summarise(row.peak_kib['all']).maximum / 1024:.0f}" if row.peak_kib else ""
         shown = [f"{value / 1e6:.2f}" for value in (wall.median, wall.minimum, wall.maximum)]
-        lines.append([row.name, *shown, ratios[0], f"{cpu / 1e6:.2f}", ratios[1], peak, str(wall.count)])
-    head = ["", "median s", "min", "max", "to floor", "CPU s", "to CPU floor", "peak MiB", "runs"]
+        flushed = f"{median(row, 'flushed') / 1e6:.2f}" if "flushed" in row.wall_us else ""
+        lines.append(
+            [row.name, *shown, flushed, ratios[0], f"{cpu / 1e6:.2f}", ratios[1], peak, str(wall.count)]
+        )
+    head = ["", "median s", "min", "max", "flushed", "to floor", "CPU s", "to CPU floor", "peak MiB", "runs"]
     return head, lines
 
 
