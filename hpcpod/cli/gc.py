@@ -9,7 +9,7 @@ import click
 
 from hpcpod import config
 from hpcpod.images.stores import store
-from hpcpod.images.unpacking.destination import sweep_announced
+from hpcpod.images.stores.destination import sweep_announced
 from hpcpod.launcher.sweep import sweep
 
 

@@ -30,13 +30,13 @@ from hpcpod.images.sources.platforms import parse_platform, platform_of
 from hpcpod.images.sources.reference import parse_reference
 from hpcpod.images.sources.source import Described, open_source
 from hpcpod.images.stores import removal, upkeep
+from hpcpod.images.stores.destination import announced, unpack_to
 from hpcpod.images.stores.ensure import ensure
 from hpcpod.images.stores.fetch import Order
 from hpcpod.images.stores.forms import parse_form
 from hpcpod.images.stores.site import open_for_root
 from hpcpod.images.stores.site import pull as pull_into_site
 from hpcpod.images.stores.store import Store, StoredImage, open_site
-from hpcpod.images.unpacking.destination import announced, unpack_to
 from hpcpod.log import StderrProgress, shown, size
 from hpcpod.model import Form, Platform
 from hpcpod.settings import read_settings

@@ -15,6 +15,7 @@ from hpcpod.errors import HpcpodError, UsageError
 from hpcpod.images.limits import configured
 from hpcpod.images.sources.platforms import platform_of
 from hpcpod.images.stores import collect, mounts, usage
+from hpcpod.images.stores.destination import sweep_announced
 from hpcpod.images.stores.explain import explain
 from hpcpod.images.stores.fetch import Order
 from hpcpod.images.stores.removal import remove_damaged, remove_entry
@@ -23,7 +24,6 @@ from hpcpod.images.stores.store import Store, StoredImage, open_site, open_store
 from hpcpod.images.stores.upkeep import find_stored
 from hpcpod.images.stores.upkeep import pin as pin_image
 from hpcpod.images.stores.upkeep import unpin as unpin_image
-from hpcpod.images.unpacking.destination import sweep_announced
 from hpcpod.launcher.sweep import sweep as sweep_runtime
 from hpcpod.log import StderrProgress, shown, size
 from hpcpod.settings import read_settings

@@ -21,7 +21,7 @@ from typing import Any
 from hpcpod.errors import HpcpodError
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
 from hpcpod.images.sources.reference import parse_reference
-from hpcpod.images.unpacking.destination import unpack_to
+from hpcpod.images.stores.destination import unpack_to
 from hpcpod.log import Silent
 from hpcpod.model import Platform
 from tests.conftest import Account

@@ -15,7 +15,7 @@ import pytest
 from hpcpod.errors import ImageInvalid
 from hpcpod.images.limits import DEFAULT_LIMITS
 from hpcpod.images.sources.reference import parse_reference
-from hpcpod.images.unpacking.destination import unpack_to
+from hpcpod.images.stores.destination import unpack_to
 from hpcpod.log import Silent
 from tests.testbed.layouts import (
     CONFIG,

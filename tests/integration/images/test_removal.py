@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from hpcpod.images.stores import embryo, removal, usage
+from hpcpod.images.stores.destination import PREFIX
 from hpcpod.images.stores.store import Store, StoredImage, sweep
-from hpcpod.images.unpacking.destination import PREFIX
 from hpcpod.images.unpacking.tree import _open_directory, remove_tree
 from hpcpod.model import Form
 from tests.conftest import PACKAGES, Account
