@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 
 from hpcpod.frozen import frozen
+from hpcpod.images.sources.reference import is_digest
 from hpcpod.images.stores.store import FACTS, META, PINNED, Store, StoredImage
 from hpcpod.model import Form
 
 _ROOT, _DEVICE = 3, 2
 _LOOP = "/dev/loop"
+_META_MAX = 1 << 20
+"""Bytes of a meta.json that are read; one of ours has some hundred."""
+_CAREFULLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 @frozen
@@ -137,12 +142,23 @@ def is_root_of_pod(path: str) -> bool:
 
 
 def _digest_of(path: str) -> str:
-    """The digest in an entry's meta.json; empty for what is none."""
+    """The digest in an entry's meta.json; empty for what is none.
+
+    What lies in the garbage may be the account's that unpacks: it may be no entry, a link or a pipe.
+    """
     try:
-        with open(f"{path}/{META}", encoding="utf-8") as file:
-            return str(json.load(file)["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
+        directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fd = os.open(META, _CAREFULLY, dir_fd=directory)
+        finally:
+            os.close(directory)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return ""
+            digest = str(json.loads(file.read(_META_MAX))["digest"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
+    return digest if is_digest(digest) else ""
 
 
 def _device_of(path: str) -> str:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.integration.pod.conftest import wait_for
-from tests.integration.site.conftest import FIRST_USER, FORMS, Site, mount_points, tiny
+from tests.integration.site.conftest import ACCOUNT, FIRST_USER, FORMS, Site, mount_points, tiny
 
 pytestmark = pytest.mark.needs("root", "plain", "userns", "overlay", "native", "fuse", "kernel-images")
 
@@ -165,6 +167,35 @@ def test_nothing_is_kept_of_images_that_have_gone(site: Site) -> None:
     site.out("image", "gc", "--site", "--all")
     site.out("image", "gc", "--site")
     assert os.listdir(verified) == site.entries() == site.mounted()
+
+
+def nested(path: Path) -> None:
+    path.write_text("[" * 500_000)
+
+
+def link_to_pipe(path: Path) -> None:
+    os.mkfifo(path.with_name("pipe"))
+    path.symlink_to("pipe")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, link_to_pipe, nested, Path.mkdir])
+def test_garbage_of_the_account_holds_nobody_up(site: Site, make: Callable[[Path], None]) -> None:
+    """What it made, and a killed command had moved away already, before looking at it."""
+    site.out("image", "gc", "--site")
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", "from hpcpod.images.stores import embryo; print(embryo.unique_name())"],
+        env=site.environment(),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    entry = site.store / "garbage" / ended.stdout.strip()
+    entry.mkdir()
+    make(entry / "meta.json")
+    for path in (entry, *entry.iterdir()):
+        os.chown(path, ACCOUNT, ACCOUNT, follow_symlinks=False)
+    assert site.out("image", "gc", "--site", timeout=60) == "no image had to go; removed 1 leftover"
+    site.assert_idle()
 
 
 @pytest.mark.parametrize("form", FORMS)
