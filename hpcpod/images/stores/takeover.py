@@ -109,8 +109,13 @@ def _own_directory(fd: int, uid: int) -> None:
     status = os.fstat(fd)
     if status.st_uid not in (0, uid):
         raise StoreUnusable(f"site store: a directory in the making belongs to uid {status.st_uid}")
-    os.fchmod(fd, status.st_mode & _PERMISSIONS)
+    _give_root(fd, status.st_mode)
+
+
+def _give_root(fd: int, mode: int) -> None:
+    """Root's first: only an owner changes bits, so that those set after it stay."""
     os.fchown(fd, 0, 0)
+    os.fchmod(fd, mode & _PERMISSIONS)
 
 
 def _own_file(directory: int, name: str, uid: int) -> None:
@@ -126,8 +131,7 @@ def _own_file(directory: int, name: str, uid: int) -> None:
         if not stat.S_ISREG(mode) or not (mine or status.st_uid == uid):
             raise StoreUnusable(f"site store: {shown(name)}: not a file of the account's own")
         if not mine:
-            os.fchmod(fd, mode & _PERMISSIONS)
-            os.fchown(fd, 0, 0)
+            _give_root(fd, mode)
         if _is_written(fd):
             raise StoreUnusable(f"site store: {shown(name)}: a process has it open for writing")
     finally:

@@ -190,10 +190,11 @@ def test_two_roots_at_once_make_one_image(site: Site) -> None:
     site.assert_idle()
 
 
-def entry_of_account(path: Path) -> int:
-    """An entry as the account makes them, with a tree and no documents; open."""
+def entry_of_account(path: Path, count: int = 0) -> int:
+    """An entry as the account makes them, with a tree (of `count` more files) and no documents; open."""
     (path / "rootfs" / "d").mkdir(parents=True)
-    (path / "rootfs" / "d" / "f").write_text("x")
+    for name in ("f", *map(str, range(count))):
+        (path / "rootfs" / "d" / name).write_text("x")
     for each in (path, *path.rglob("*")):
         os.chown(each, ACCOUNT, ACCOUNT)
     return os.open(path, os.O_RDONLY)
@@ -222,6 +223,34 @@ def test_a_file_that_somebody_has_open_for_writing_is_refused(tmp_path: Path) ->
     fd = entry_of_account(path)
     with (path / "rootfs" / "d" / "f").open("r+"):
         assert "a process has it open for writing" in taken(path, fd)
+
+
+LOOSEN = """
+import os
+found = [os.open(f"rootfs/d/{name}", os.O_RDONLY) for name in os.listdir("rootfs/d")]
+print(flush=True)
+for fd in found:  # in the order in which root takes them
+    try:
+        while True:
+            os.fchmod(fd, 0o666)
+    except PermissionError:
+        pass
+"""
+
+
+def test_a_process_that_keeps_changing_the_bits(tmp_path: Path) -> None:
+    """It wins each race while the file is its own, and none after that."""
+    for number in range(3):
+        path = tmp_path / f"entry-{number}"
+        fd = entry_of_account(path, count=300)
+        words = [sys.executable, "-c", LOOSEN]
+        with subprocess.Popen(words, cwd=path, stdout=subprocess.PIPE, user=ACCOUNT, group=ACCOUNT) as other:
+            try:
+                assert other.stdout is not None and other.stdout.readline() == b"\n"
+                assert taken(path, fd) == ""
+            finally:
+                other.kill()
+        assert others(path) == []
 
 
 def fifo(path: Path) -> None:
