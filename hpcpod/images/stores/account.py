@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pwd
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,14 +66,11 @@ def as_account(account: Account, work: Callable[[], object]) -> Iterator[object]
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        os.close(answer)
-        os.close(release)
-        _child(account, work, child_answer, child_release)
+        _child(account, work, child_answer, child_release, (answer, release))
     os.close(child_answer)
     os.close(child_release)
     try:
-        with open(answer, "rb") as file:
-            raw = file.read()
+        raw = _read(answer, pid)
         yield _result(raw, account)
     finally:
         os.close(release)
@@ -80,10 +78,32 @@ def as_account(account: Account, work: Callable[[], object]) -> Iterator[object]
             os.waitpid(pid, 0)
 
 
-def _child(account: Account, work: Callable[[], object], answer: int, release: int) -> None:
-    """Become the account, work, answer, and stay until the parent lets go.  Does not return."""
+def _read(answer: int, pid: int) -> bytes:
+    try:
+        with open(answer, "rb") as file:
+            return file.read()
+    except BaseException:  # Ctrl-C, say: the terminal tells only us
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
+        raise
+
+
+def _child(
+    account: Account, work: Callable[[], object], answer: int, release: int, parents: tuple[int, int]
+) -> None:
+    """Become the account, work, answer, and stay until the parent lets go.  Does not return.
+
+    parents: the parent's ends of both pipes.
+    """
     status = 1
     try:
+        # Away from root's terminal, which runs what is pushed into its input (ioctl_tty(2), TIOCSTI).
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 1)
+        for fd in parents:
+            os.close(fd)
         os.setgroups([])
         os.setresgid(account.gid, account.gid, account.gid)
         os.setresuid(account.uid, account.uid, account.uid)
