@@ -49,25 +49,27 @@ def mount(store: SiteStore, image: StoredImage, lease: str) -> str:
     packed = form is not Form.DIRECTORY
     place = store.mount_point(image.digest, form) if packed else store.content(image.digest, form)
     with store.held(image.name):
+        new = _add_lease(store, image.name, lease)
         try:
-            _add_lease(store, image.name, lease)
             if store.stored(image.digest, form) is None:
                 raise _CollectedMeanwhile
-            os.utime(store.path(image.digest, form))  # used now (usage.last_used)
+            with suppress(OSError):  # read-only, say: then it counts as used when it was before
+                os.utime(store.path(image.digest, form))  # used now (usage.last_used)
             if packed and not is_mounted(place):
                 _mount(store, image, form, place)
-        except OSError as error:
-            _drop_lease(store, image.name, lease)
+        except BaseException as error:
+            if new:  # one that was there before has its mount, or is somebody's to repair
+                _drop_lease(store, image.name, lease)
             _release_unused(store, image.name)
-            code = errno.errorcode.get(error.errno or 0, "error")
-            raise StoreUnusable(
-                f"mount of {image.name}: {os.strerror(error.errno or 0).lower()} ({code})"
-            ) from None
-        except BaseException:
-            _drop_lease(store, image.name, lease)
-            _release_unused(store, image.name)
+            if isinstance(error, OSError):
+                raise _refused(image.name, error) from None
             raise
     return place
+
+
+def _refused(name: str, error: OSError) -> StoreUnusable:
+    code = errno.errorcode.get(error.errno or 0, "error")
+    return StoreUnusable(f"mount of {name}: {os.strerror(error.errno or 0).lower()} ({code})")
 
 
 def pull_and_mount(store: SiteStore, order: Order, lease: str) -> str:
@@ -112,10 +114,18 @@ def _entries(directory: str) -> list[str]:
     return sorted(name for name in os.listdir(directory) if parse_entry(name))
 
 
-def _add_lease(store: SiteStore, name: str, lease: str) -> None:
+def _add_lease(store: SiteStore, name: str, lease: str) -> bool:
+    """Have a lease; whether it is new.  Raises StoreUnusable."""
     directory = f"{store.run}/leases/{name}"
-    os.makedirs(directory, 0o755, exist_ok=True)
-    os.close(os.open(f"{directory}/{lease}", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        os.makedirs(directory, 0o755, exist_ok=True)
+        os.close(os.open(f"{directory}/{lease}", flags, 0o644))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _refused(name, error) from None
+    return True
 
 
 def _drop_lease(store: SiteStore, name: str, lease: str) -> None:

@@ -100,6 +100,40 @@ def test_a_file_that_changed_is_not_mounted(site: Site, form: str) -> None:
     site.out("image", "umount", "--lease", "job2", "--all")
 
 
+def test_a_lease_that_was_there_stays(site: Site) -> None:
+    """A mount that fails takes back what it did, and no more."""
+    reference = tiny(site, "one", data=os.urandom(50_000))
+    place = mount(site, reference, "job1", "squashfs")
+    (name,) = site.entries()
+    subprocess.run(["umount", place], check=True)
+    with (site.store / "images" / name / "rootfs.squashfs").open("r+b") as opened:
+        opened.seek(20_000)
+        opened.write(b"changed")
+    for lease in ("job1", "job2"):
+        site.refused("image", "mount", "--lease", lease, reference, slug="image-digest")
+        assert site.leases() == {name: ["job1"]}
+    assert site.out("image", "umount", "--lease", "job1", "--all") == ""
+    site.assert_idle()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_store_that_became_read_only(site: Site, form: str) -> None:
+    """What is there serves on, for those who have it and those who come."""
+    reference = tiny(site, "one")
+    place = mount(site, reference, "job1", form)
+    subprocess.run(["mount", "--bind", site.store, site.store], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", site.store], check=True)
+        assert mount(site, reference, "job1", form) == mount(site, reference, "job2", form) == place
+        assert Path(place, "one-0").read_bytes() == b"one"
+    finally:
+        subprocess.run(["umount", "-l", site.store], check=True)
+    assert list(site.leases().values()) == [["job1", "job2"]]
+    site.out("image", "umount", "--lease", "job1", reference)
+    site.out("image", "umount", "--lease", "job2", reference)
+    site.assert_idle()
+
+
 @pytest.mark.parametrize("form", PACKED)
 def test_a_file_that_the_kernel_cannot_mount(site: Site, form: str) -> None:
     """The digest says what it should, the file system is none: the lease goes, too."""
