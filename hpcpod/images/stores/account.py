@@ -22,6 +22,8 @@ from hpcpod.frozen import frozen
 from hpcpod.kernel import die_with_parent, no_new_privileges
 
 _HIGHEST = 2**32 - 2
+_ANSWER = 64 * 1024
+"""Bytes that an answer may have: digests, a name, a message."""
 
 
 @frozen
@@ -81,7 +83,7 @@ def as_account(account: Account, work: Callable[[], object]) -> Iterator[object]
 def _read(answer: int, pid: int) -> bytes:
     try:
         with open(answer, "rb") as file:
-            return file.read()
+            return file.read(_ANSWER + 1)
     except BaseException:  # Ctrl-C, say: the terminal tells only us
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)
@@ -132,16 +134,24 @@ def _write(fd: int, content: bytes) -> None:
 
 
 def _result(raw: bytes, account: Account) -> object:
+    """What the child answered; it may be nonsense, as it read what users wrote."""
+    if not raw:
+        raise HpcpodError("site store: the unpacking process ended without an answer")
     try:
+        if len(raw) > _ANSWER:
+            raise ValueError
         answer = json.loads(raw)
-    except ValueError:
-        raise HpcpodError("site store: the unpacking process ended without an answer") from None
-    if "result" in answer:
-        return answer["result"]
+        if "result" in answer:
+            return answer["result"]
+        slug, message, hint = answer["slug"], answer["message"], answer["hint"]
+        if not all(isinstance(text, str) for text in (slug, message, hint or "")):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise StoreUnusable("site store: the unpacking process gave no proper answer") from None
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HpcpodError)
     ]
-    kind = next((kind for kind in kinds if kind.slug == answer["slug"]), HpcpodError)
-    message = answer["message"]
-    hint = f"uid {account.uid} reads it, not root" if "EACCES" in message else None
-    raise kind(message, hint=answer["hint"] or hint)
+    kind = next((kind for kind in kinds if kind.slug == slug), HpcpodError)
+    if not hint and "EACCES" in message:
+        hint = f"uid {account.uid} reads it, not root"
+    raise kind(message, hint=hint or None)

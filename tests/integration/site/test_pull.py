@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -318,36 +317,6 @@ def test_names_that_no_entry_has_are_refused(tmp_path: Path, name: str) -> None:
     fd = entry_of_account(path)
     (path / name).write_text("")
     assert f"{name}: more or less than it should have" in taken(path, fd)
-
-
-INTO_THE_TERMINAL = """
-import errno, fcntl, os, termios
-from hpcpod.images.stores.account import Account, as_account
-
-def push():
-    said = [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1)]
-    try:
-        fcntl.ioctl(2, termios.TIOCSTI, b"x")
-    except OSError as error:
-        said.append(errno.errorcode[error.errno])
-    return said
-
-with as_account(Account(65433, 65433), push) as answer:
-    print(*answer)
-"""
-
-
-def test_the_account_cannot_type_into_roots_terminal() -> None:
-    pid, terminal = os.forkpty()
-    if pid == 0:
-        os.execv(sys.executable, [sys.executable, "-c", INTO_THE_TERMINAL])
-    said = b""
-    with contextlib.suppress(OSError):  # EIO: nobody has it open any more
-        while part := os.read(terminal, 1000):
-            said += part
-    os.close(terminal)
-    os.waitpid(pid, 0)
-    assert said.split() == [b"/dev/null", b"/dev/null", b"EPERM"]
 
 
 @pytest.mark.needs("strace")
