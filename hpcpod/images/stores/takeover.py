@@ -28,14 +28,14 @@ def take_over(directory: int, names: Collection[str], uid: int) -> None:
     """Make an entry root's: an open directory of the account's (`uid`) with exactly these names.
 
     Users may then read all of it, and write nothing: the bits that let group and others write go.  Raises
-    StoreUnusable for anything that an entry has not, OSError.
+    StoreUnusable for anything that an entry has not, and for what was root's before; OSError.
     """
-    _own_directory(directory, uid)
+    _own_directory(directory, (uid,))
     found = set(os.listdir(directory))
     if found != set(names):
         odd = ", ".join(shown(name) for name in sorted(found ^ set(names))[:3])
         raise StoreUnusable(f"site store: an entry in the making: {odd}: more or less than it should have")
-    _take_children(directory, uid)
+    _take_children(directory, uid, set())
     for name in names:
         _let_all_read(directory, name)
     os.fchmod(directory, _PERMISSIONS)
@@ -51,7 +51,7 @@ def own_tree(path: str, uid: int) -> None:
     except FileNotFoundError:
         return
     try:
-        _own_directory(top, uid)
+        _own_directory(top, (0, uid))
         serial = 0
         while deep := _take_directories(top, uid, 0):
             for parent, name in deep:
@@ -73,7 +73,7 @@ def _take_directories(directory: int, uid: int, depth: int) -> list[tuple[int, s
             break  # one at a time: descriptors are few
         fd = os.open(name, _DIRECTORY, dir_fd=directory)
         try:
-            _own_directory(fd, uid)
+            _own_directory(fd, (0, uid))
             found = _take_directories(fd, uid, depth + 1)
         finally:
             os.close(fd)
@@ -88,26 +88,27 @@ def _children(directory: int) -> list[tuple[str, bool, bool]]:
         return [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries]
 
 
-def _take_children(directory: int, uid: int, depth: int = 0) -> None:
+def _take_children(directory: int, uid: int, taken: set[tuple[int, int]], depth: int = 0) -> None:
+    """taken: files that have become root's here, and may come again by other names."""
     if depth > _DEEPEST:
         raise StoreUnusable(f"site store: an entry in the making: deeper than {_DEEPEST} directories")
     for name, is_directory, is_link in _children(directory):
         if is_directory:
             fd = os.open(name, _DIRECTORY, dir_fd=directory)
             try:
-                _own_directory(fd, uid)
-                _take_children(fd, uid, depth + 1)
+                _own_directory(fd, (uid,))
+                _take_children(fd, uid, taken, depth + 1)
             finally:
                 os.close(fd)
         elif is_link:
             os.chown(name, 0, 0, dir_fd=directory, follow_symlinks=False)
         else:
-            _own_file(directory, name, uid)
+            _own_file(directory, name, uid, taken, only_name=depth == 0)
 
 
-def _own_directory(fd: int, uid: int) -> None:
+def _own_directory(fd: int, owners: tuple[int, ...]) -> None:
     status = os.fstat(fd)
-    if status.st_uid not in (0, uid):
+    if status.st_uid not in owners:
         raise StoreUnusable(f"site store: a directory in the making belongs to uid {status.st_uid}")
     _give_root(fd, status.st_mode)
 
@@ -118,20 +119,26 @@ def _give_root(fd: int, mode: int) -> None:
     os.fchmod(fd, mode & _PERMISSIONS)
 
 
-def _own_file(directory: int, name: str, uid: int) -> None:
+def _own_file(directory: int, name: str, uid: int, taken: set[tuple[int, int]], *, only_name: bool) -> None:
+    """only_name: the file must have no other, as documents and packed files have none."""
     try:
         fd = os.open(name, _FILE, dir_fd=directory)
     except OSError as error:  # a socket
         raise StoreUnusable(f"site store: {shown(name)}: {os.strerror(error.errno or 0).lower()}") from None
     try:
         status = os.fstat(fd)
-        mode = status.st_mode
-        # Root's already: another name of a file that was taken over, or a link to something else of root's.
-        mine = status.st_uid == 0 and not mode & ~_PERMISSIONS & 0o7777
-        if not stat.S_ISREG(mode) or not (mine or status.st_uid == uid):
+        identity = (status.st_dev, status.st_ino)
+        # What was root's before is somebody's secret, or in use: the account may have hung a link to it.
+        mine = status.st_uid == 0 and identity in taken
+        if not stat.S_ISREG(status.st_mode) or not (mine or status.st_uid == uid):
             raise StoreUnusable(f"site store: {shown(name)}: not a file of the account's own")
-        if not mine:
-            _give_root(fd, mode)
+        if only_name and status.st_nlink != 1:
+            raise StoreUnusable(f"site store: {shown(name)}: has {status.st_nlink} names")
+        if mine:
+            return
+        _give_root(fd, status.st_mode)
+        if status.st_nlink > 1:
+            taken.add(identity)
         if _is_written(fd):
             raise StoreUnusable(f"site store: {shown(name)}: a process has it open for writing")
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that works for root as the site's account: what it reaches of root's, and what root believes."""
+"""The process that works for root as the site's account: what it reaches, and what root believes."""
 
 from __future__ import annotations
 
