@@ -139,8 +139,7 @@ def _own_file(directory: int, name: str, uid: int, taken: set[tuple[int, int]], 
         _give_root(fd, status.st_mode)
         if status.st_nlink > 1:
             taken.add(identity)
-        if _is_written(fd):
-            raise StoreUnusable(f"site store: {shown(name)}: a process has it open for writing")
+        _refuse_written(fd, name)
     finally:
         os.close(fd)
 
@@ -153,11 +152,16 @@ def _let_all_read(directory: int, name: str) -> None:
         os.close(fd)
 
 
-def _is_written(fd: int) -> bool:
-    """Whether somebody has the file open for writing: then there is no read lease on it (fcntl(2))."""
+def _refuse_written(fd: int, name: str) -> None:
+    """Raise StoreUnusable where somebody has the file open for writing: no read lease then (fcntl(2))."""
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
-        return error.errno == errno.EAGAIN  # else: this file system has no leases
+        if error.errno == errno.EAGAIN:
+            raise StoreUnusable(f"site store: {shown(name)}: a process has it open for writing") from None
+        code = errno.errorcode.get(error.errno or 0, "error")
+        raise StoreUnusable(
+            f"site store: {shown(name)}: its file system cannot say whether it is open for writing ({code})",
+            hint="[site] store in hpcpod.toml belongs on a disk of the node",
+        ) from None
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return False

@@ -85,6 +85,21 @@ def test_a_process_that_keeps_changing_the_bits(tmp_path: Path) -> None:
         assert others(path) == []
 
 
+@pytest.mark.needs("strace")
+def test_a_file_system_without_leases_is_refused(tmp_path: Path) -> None:
+    """As over NFS: nobody could say that the account has the file open no more."""
+    path = tmp_path / "entry"
+    os.close(entry_of_account(path))
+    script = (
+        "import os, sys; from hpcpod.images.stores.takeover import take_over;"
+        f"take_over(os.open(sys.argv[1], os.O_RDONLY), {{'rootfs'}}, {ACCOUNT})"
+    )
+    words = ["strace", "-f", "-o", str(tmp_path / "trace"), "-P", str(path / "rootfs" / "d" / "f")]
+    words += ["-e", "inject=fcntl:error=EINVAL", sys.executable, "-c", script, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "f: its file system cannot say whether it is open for writing (EINVAL)" in done.stderr
+
+
 def fifo(path: Path) -> None:
     os.mkfifo(path)
 
