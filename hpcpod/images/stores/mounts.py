@@ -18,10 +18,10 @@ import re
 from contextlib import suppress
 
 from hpcpod.errors import StoreUnusable, UsageError
-from hpcpod.images.stores.fetch import Order
+from hpcpod.images.stores.fetch import LOCK_SECONDS, Order
 from hpcpod.images.stores.forms import parse_entry
 from hpcpod.images.stores.intact import check_intact
-from hpcpod.images.stores.site import SiteStore, pull
+from hpcpod.images.stores.site import HELD_SECONDS, EntryBusy, SiteStore, pull
 from hpcpod.images.stores.store import StoredImage, is_mounted
 from hpcpod.kernel import detach_mount, loop_device, mount_read_only
 from hpcpod.log import shown
@@ -48,7 +48,7 @@ def mount(store: SiteStore, image: StoredImage, lease: str) -> str:
         )
     packed = form is not Form.DIRECTORY
     place = store.mount_point(image.digest, form) if packed else store.content(image.digest, form)
-    with store.held(image.name):
+    with store.held(image.name, LOCK_SECONDS):
         new = _add_lease(store, image.name, lease)
         try:
             if store.stored(image.digest, form) is None:
@@ -82,20 +82,32 @@ def pull_and_mount(store: SiteStore, order: Order, lease: str) -> str:
 
 
 def release(store: SiteStore, lease: str, name: str = "") -> list[str]:
-    """Give up a lease, of one entry or of all; the names of what was unmounted because it was the last."""
-    released = []
+    """Give up a lease, of one entry or of all; the names of what was unmounted because it was the last.
+
+    Raises EntryBusy where another process works on such an entry for long.
+    """
+    released, busy = [], None
     for entry in [name] if name else _entries(f"{store.run}/leases"):
-        with store.held(entry):
-            _drop_lease(store, entry, lease)
-            released += _release_unused(store, entry)
+        mine = bool(name) or os.path.lexists(f"{store.run}/leases/{entry}/{lease}")
+        try:
+            with store.held(entry, HELD_SECONDS if mine else 0.0):
+                _drop_lease(store, entry, lease)
+                released += _release_unused(store, entry)
+        except EntryBusy as error:
+            busy = error if mine else busy  # first the others; what is not ours is whose it is
+    if busy:
+        raise busy
     return released
 
 
 def sweep(store: SiteStore) -> list[str]:
-    """Unmount what no lease asks for: a killed command left it.  The names."""
+    """Unmount what no lease asks for: a killed command left it.  The names.
+
+    What another process works on is left to it.
+    """
     released = []
     for entry in sorted({*_entries(f"{store.run}/mounts"), *_entries(f"{store.run}/leases")}):
-        with store.held(entry):
+        with suppress(EntryBusy), store.held(entry, 0.0):
             released += _release_unused(store, entry)
     _forget_comparisons(store)
     return released
@@ -105,7 +117,7 @@ def _forget_comparisons(store: SiteStore) -> None:
     """Remove identities of files that have left the store, and what a killed comparison left."""
     for name in os.listdir(f"{store.run}/verified"):
         entry = next((part for part in (name, name.rpartition(".")[0]) if parse_entry(part)), "")
-        with store.held(entry), suppress(FileNotFoundError):
+        with suppress(EntryBusy, FileNotFoundError), store.held(entry, 0.0):
             if name != entry or not os.path.lexists(f"{store.images}/{entry}"):
                 os.unlink(f"{store.run}/verified/{name}")
 

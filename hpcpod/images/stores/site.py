@@ -16,6 +16,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -26,7 +27,7 @@ from hpcpod.images.sources.reference import is_digest, parse_reference
 from hpcpod.images.sources.source import open_source
 from hpcpod.images.stores.account import Account, as_account, find_account
 from hpcpod.images.stores.embryo import Embryo, is_dead, sweep, unique_name
-from hpcpod.images.stores.fetch import Order, appear, fill, locked, open_lock
+from hpcpod.images.stores.fetch import POLL_SECONDS, Order, appear, fill, locked, open_lock
 from hpcpod.images.stores.forms import choose, entry_name, parse_form
 from hpcpod.images.stores.store import (
     CONFIG,
@@ -44,10 +45,17 @@ from hpcpod.images.stores.tools import form_facts
 from hpcpod.images.stores.usage import is_root_of_pod
 from hpcpod.images.unpacking.layers import write_error
 from hpcpod.images.unpacking.tree import remove_tree
+from hpcpod.log import shown
 from hpcpod.model import Form, Platform
 from hpcpod.settings import Settings
 
+HELD_SECONDS = 30.0
+"""How long a command waits for another that mounts, unmounts or removes an entry; a mount waits longer."""
 _EMBRYO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+class EntryBusy(StoreUnusable):
+    """Another process mounts, unmounts or removes this entry."""
 
 
 class SiteStore(Store):
@@ -98,14 +106,36 @@ class SiteStore(Store):
             return answer is True
 
     @contextmanager
-    def held(self, name: str) -> Iterator[None]:
-        """While the body runs nobody else mounts, unmounts or removes the entry of this name."""
+    def held(self, name: str, seconds: float = HELD_SECONDS) -> Iterator[None]:
+        """While the body runs nobody else mounts, unmounts or removes the entry of this name.
+
+        seconds: how long to wait for whoever does.  Raises EntryBusy after that, StoreUnusable, OSError.
+        """
         fd = open_lock(self.locks, f"entry-{name}")
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            _lock(fd, name, seconds)
             yield
         finally:
             os.close(fd)
+
+
+def _lock(fd: int, name: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    pause, longest = POLL_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise EntryBusy(
+                    f"site store: {shown(name)}: another process mounts, unmounts or removes it,"
+                    f" for {seconds:.0f} s now",
+                    hint="try again; the first mount reads a packed image once, which takes its time",
+                ) from None
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+        else:
+            return
 
 
 def _checked_digest(answer: object) -> str:

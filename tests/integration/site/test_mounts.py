@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from hpcpod.images.stores.account import find_account
+from hpcpod.images.stores.site import HELD_SECONDS, EntryBusy, SiteStore
+from hpcpod.settings import Settings
 from tests.integration.pod.conftest import wait_for
 from tests.integration.site.conftest import ACCOUNT, FIRST_USER, FORMS, Site, mount_points, tiny
 
@@ -188,6 +192,30 @@ def test_collection_unmounts_what_nobody_asks_for(site: Site) -> None:
     assert site.out("image", "gc", "--site") == "no image had to go; removed 1 leftover"
     site.assert_idle()
     assert list((site.runtime / "leases").iterdir()) == []
+
+
+def test_nobody_waits_for_an_entry_that_is_not_theirs(site: Site) -> None:
+    """As while another process compares a large file: its lock is taken, its lease is there."""
+    one, two = tiny(site, "one"), tiny(site, "two")
+    mount(site, one, "job1", "erofs")
+    (name,) = site.entries()
+    Path(site.runtime, "leases", name, "job1").rename(Path(site.runtime, "leases", name, "job2"))
+    lock = os.open(site.runtime / "locks" / f"entry-{name}", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    soon = HELD_SECONDS - 5  # s, less than anybody waits for an entry of its own
+    try:
+        mount(site, two, "job1", "squashfs")
+        site.out("image", "umount", "--lease", "job1", "--all", timeout=soon)
+        site.out("image", "gc", "--site", "--all", timeout=soon)
+        assert site.entries() == site.mounted() == [name]
+        settings = Settings(site=str(site.store), site_run=str(site.runtime))
+        store = SiteStore(settings, find_account(str(ACCOUNT)))
+        with pytest.raises(EntryBusy, match="another process mounts, unmounts"), store.held(name, 0.1):
+            pass
+    finally:
+        os.close(lock)
+    assert site.out("image", "umount", "--lease", "job2", "--all") == name
+    site.assert_idle()
 
 
 def test_nothing_is_kept_of_images_that_have_gone(site: Site) -> None:
