@@ -64,7 +64,7 @@ def test_the_choice(facts: FormFacts, form: Form, why: str) -> None:
 @pytest.mark.parametrize(
     ("form", "facts", "reason"),
     [
-        (Form.EROFS, USER, "--site"),
+        (Form.EROFS, USER, "image mount"),
         (Form.EROFS, replace(ALL, erofs=False), "this kernel has no erofs"),
         (Form.EROFS, replace(ALL, mkfs_erofs=""), "mkfs.erofs is not installed (erofs-utils)"),
         (Form.SQUASHFS, replace(ALL, squashfs=False), "this kernel has no squashfs"),
