@@ -65,12 +65,17 @@ class Packing:
 
 @frozen
 class SiteFacts:
-    """The site's store.  problem: why users cannot use it, or empty.  mounted: images that are, for all."""
+    """The site's store.  problem: why users cannot use it, or empty.  mounted: images that are, for all.
+
+    run: its run-time directory; disk: the type of the file system that it is on, empty for memory.
+    """
 
     path: str
     problem: str = ""
     images: int = 0
     mounted: int = 0
+    run: str = ""
+    disk: str = ""
 
 
 @frozen
@@ -206,6 +211,10 @@ def _site(facts: NodeFacts) -> Iterator[Finding]:
     else:
         message = f"{where} ({facts.site.images} images, {facts.site.mounted} mounted)"
         yield Finding("site store", Level.OK, message)
+    if facts.site.disk:
+        message = f"{shown(facts.site.run)} is on {shown(facts.site.disk)}, not in memory: root cannot use it"
+        mend = "set [site] run in hpcpod.toml to a directory on tmpfs"
+        yield Finding("site run-time directory", Level.FAIL, message, mend)
 
 
 def _packed(packing: Packing) -> Iterator[Finding]:

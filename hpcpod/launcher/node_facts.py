@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from hpcpod.config import runtime_directory, store_directory
 from hpcpod.errors import HpcpodError
 from hpcpod.images.limits import configured
+from hpcpod.images.stores.site import disk_of
 from hpcpod.images.stores.store import is_mounted, open_site
 from hpcpod.images.stores.tools import kernel_knows, program, squashfuse
 from hpcpod.launcher.doctor import NodeFacts, Packing, Place, SiteFacts
@@ -110,14 +111,23 @@ def _site(settings: Settings) -> SiteFacts | None:
     """None where the site has no store: none is configured, or nobody has made the one that is by default."""
     if not settings.site or (settings.site == Settings().site and not os.path.lexists(settings.site)):
         return None
+    run = settings.site_run
+    disk = disk_of(_nearest(run))
     store = open_site(settings)
     if store is None:
         there = os.path.lexists(settings.site)
         problem = "not root's alone, or of another version" if there else "not there"
-        return SiteFacts(settings.site, problem)
+        return SiteFacts(settings.site, problem, run=run, disk=disk)
     images = store.all()
     mounted = sum(is_mounted(store.mount_point(image.digest, Form(image.form))) for image in images)
-    return SiteFacts(settings.site, "", len(images), mounted)
+    return SiteFacts(settings.site, "", len(images), mounted, run, disk)
+
+
+def _nearest(path: str) -> str:
+    """The directory that is there already, of path and those above it."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
 
 
 # --------------------------------------------------------------------------- namespaces

@@ -41,7 +41,7 @@ from hpcpod.images.stores.store import (
     make_store,
 )
 from hpcpod.images.stores.takeover import own_tree, take_over
-from hpcpod.images.stores.tools import form_facts
+from hpcpod.images.stores.tools import filesystem_of, form_facts
 from hpcpod.images.stores.usage import is_root_of_pod
 from hpcpod.images.unpacking.layers import write_error
 from hpcpod.images.unpacking.tree import remove_tree
@@ -51,6 +51,7 @@ from hpcpod.settings import Settings
 
 HELD_SECONDS = 30.0
 """How long a command waits for another that mounts, unmounts or removes an entry; a mount waits longer."""
+_IN_MEMORY = frozenset(("tmpfs", "ramfs"))
 _EMBRYO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -154,6 +155,7 @@ def open_for_root(settings: Settings) -> SiteStore:
     os.umask(0o022)  # users read what is made from here on, whatever root's umask is
     try:
         _own_directory(store.run, 0, 0o755)
+        _refuse_disk(store.run)
         _own_directory(store.locks, 0, 0o700)
         with store.held("store"):
             _make_directories(store)
@@ -163,6 +165,21 @@ def open_for_root(settings: Settings) -> SiteStore:
         what = error.filename or store.directory
         raise StoreUnusable(f"site store: {what}: {os.strerror(error.errno or 0).lower()}") from None
     return store
+
+
+def disk_of(path: str) -> str:
+    """Type of the file system that path is on; empty where that is memory.  Raises OSError."""
+    kind = filesystem_of(path) or "unknown"
+    return "" if kind in _IN_MEMORY else kind
+
+
+def _refuse_disk(run: str) -> None:
+    """Leases, locks and what was compared would outlive the boot for which they hold."""
+    if disk := disk_of(run):
+        raise StoreUnusable(
+            f"site store: run-time directory {shown(run)}: on {shown(disk)}, not in memory",
+            hint="set [site] run in hpcpod.toml to a directory on tmpfs",
+        )
 
 
 def _make_directories(store: SiteStore) -> None:

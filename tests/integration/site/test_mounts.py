@@ -301,6 +301,33 @@ def test_after_a_reboot(site: Site) -> None:
     assert site.leases() == {Path(place).name: ["job2"]}
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["absent", "there"])
+def test_a_run_time_directory_on_a_disk(site: Site, there: bool) -> None:
+    """What is in it would outlive a boot, mounts do not."""
+    reference, run = tiny(site, "one"), site.base / "run" / "site"
+    site.out("image", "gc", "--site")
+    site.configure(run=str(run))
+    if there:
+        run.mkdir(parents=True)
+    for words in (["mount", reference], ["pull", "--site", reference], ["gc", "--site"]):
+        said = site.refused("image", *words, slug="store-unusable")
+        assert f"run-time directory {run}: on " in said and "[site] run in hpcpod.toml" in said
+    assert os.listdir(run) == site.entries() == []
+    if not there:
+        run.rmdir()
+    found = findings_of_doctor(site)
+    assert found["site store"]["level"] == "ok"
+    assert found["site run-time directory"]["level"] == "fail"
+    assert f"{run} is on " in found["site run-time directory"]["message"]
+    site.configure()
+    assert "site run-time directory" not in findings_of_doctor(site)
+
+
+def findings_of_doctor(site: Site) -> dict[str, dict[str, str]]:
+    done = site.hpcpod("doctor", "--json", uid=FIRST_USER)
+    return {found["subject"]: found for found in json.loads(done.stdout)["findings"]}
+
+
 def test_mounts_and_removals_at_once(site: Site) -> None:
     """Each mount ends with the image mounted, whatever a removal beside it was faster with."""
     reference = tiny(site, "one")
