@@ -21,6 +21,7 @@ from hpcpod.errors import HpcpodError, StoreUnusable, as_hpcpod_error
 from hpcpod.frozen import frozen
 from hpcpod.kernel import die_with_parent, no_new_privileges
 
+_MOST = 1 << 62
 _HIGHEST = 2**32 - 2
 _ANSWER = 64 * 1024
 """Bytes that an answer may have: digests, a name, a message."""
@@ -90,6 +91,21 @@ def _read(answer: int, pid: int) -> bytes:
         raise
 
 
+def _close_others(kept: tuple[int, int]) -> None:
+    """Close what root had open, its locks above all: they belong to the description, which a child shares."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in kept:
+            with contextlib.suppress(OSError):  # listdir's own
+                os.close(int(name))
+
+
+def count_of(answer: object) -> int:
+    """A number that the account answered.  Raises StoreUnusable for anything else."""
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < _MOST:
+        raise StoreUnusable("site store: the unpacking process gave no proper answer")
+    return answer
+
+
 def _child(
     account: Account, work: Callable[[], object], answer: int, release: int, parents: tuple[int, int]
 ) -> None:
@@ -106,6 +122,7 @@ def _child(
         os.dup2(nothing, 1)
         for fd in parents:
             os.close(fd)
+        _close_others((answer, release))
         os.setgroups([])
         os.setresgid(account.gid, account.gid, account.gid)
         os.setresuid(account.uid, account.uid, account.uid)

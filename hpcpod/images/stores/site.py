@@ -25,7 +25,7 @@ from hpcpod.frozen import replace
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.reference import is_digest, parse_reference
 from hpcpod.images.sources.source import open_source
-from hpcpod.images.stores.account import Account, as_account, find_account
+from hpcpod.images.stores.account import Account, as_account, count_of, find_account
 from hpcpod.images.stores.embryo import Embryo, is_dead, sweep, unique_name
 from hpcpod.images.stores.fetch import POLL_SECONDS, Order, appear, fill, locked, open_lock
 from hpcpod.images.stores.forms import choose, entry_name, parse_form
@@ -80,7 +80,7 @@ class SiteStore(Store):
 
         removed = len(mounts.sweep(self))
         with as_account(self.account, lambda: sweep(self.tmp)) as answer:
-            removed += int(str(answer))
+            removed += count_of(answer)
         for name in os.listdir(self.garbage):
             path = f"{self.garbage}/{name}"
             with suppress(FileNotFoundError):  # another command was faster
@@ -256,7 +256,7 @@ def _produce(store: SiteStore, digest: str, choice: tuple[Form, str], order: Ord
     from hpcpod.images.stores.collect import enforce, make_room
 
     with as_account(store.account, lambda: _compressed(order)) as answer:
-        make_room(store, int(str(answer)), order.settings, order.progress)
+        make_room(store, count_of(answer), order.settings, order.progress)
     with as_account(store.account, lambda: _fill(store, digest, choice, order)) as made:
         _publish(store, str(made), digest, choice[0], order)
     store.tidy()
