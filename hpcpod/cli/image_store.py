@@ -103,6 +103,10 @@ SHORT = 19
 """Characters of a digest in tables: sha256: and 12 digits."""
 
 
+def _count(images: Sequence[object]) -> str:
+    return f"{len(images)} image{'' if len(images) == 1 else 's'}"
+
+
 @click.command()
 @_JSON
 def df(as_json: bool) -> None:
@@ -119,7 +123,7 @@ def df(as_json: bool) -> None:
         free = f"{size(status.f_bavail * status.f_frsize)} free"
         kind = "site" if store.site else "user"
         click.echo(
-            f"{kind} store {shown(store.directory)}: {size(held)} in {len(images)} images, {quota}, {free}"
+            f"{kind} store {shown(store.directory)}: {size(held)} in {_count(images)}, {quota}, {free}"
         )
         rows = [("  DIGEST", "FORM", "DISK", "LAST USED", "KEPT", "REFERENCE")]
         for candidate in sorted(images, key=lambda c: c.used):
@@ -228,13 +232,17 @@ def umount(name: str | None, lease: str, everything: bool) -> None:
     Pods that run from it are not disturbed.
     """
     if everything == bool(name):
-        raise UsageError("umount: an image or --all", hint="hpcpod image df shows the leases")
+        raise UsageError("umount: wants either an image or --all", hint="hpcpod image df shows the leases")
     settings = read_settings(os.environ)
     store = open_for_root(settings)
     if name is None:
         released = mounts.release(store, lease)
     else:
         found = find_stored(store, name, configured(settings))
+        others = sorted({holder for image in found for holder in usage.leases(store, image)})
+        if lease not in others:
+            named = f"; mounted for {', '.join(others)}" if others else ""
+            StderrProgress().note(f"no lease {shown(lease)} on {shown(name)}{named}")
         released = [entry for image in found for entry in mounts.release(store, lease, image.name)]
     for entry in released:
         click.echo(entry)

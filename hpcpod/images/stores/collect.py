@@ -65,13 +65,14 @@ def candidates(store: Store) -> list[Candidate]:
 
 def kept_because(store: Store, image: StoredImage, mounted: usage.Mounted) -> str:
     """Why an image must stay; empty where it need not."""
-    if usage.is_pinned(store, image):
-        return "pinned"
+    reasons = ["pinned"] if usage.is_pinned(store, image) else []
     holders = usage.leases(store, image)
     if holders:
-        return f"mounted for {', '.join(holders)}"
-    user = usage.user_of(store, image, mounted)
-    return "" if user is None else f"process {user} runs in it"
+        reasons.append(f"mounted for {', '.join(holders)}")
+    user = None if reasons else usage.user_of(store, image, mounted)
+    if user is not None:
+        reasons.append(f"process {user} runs in it")
+    return "; ".join(reasons)
 
 
 def limit_of(store: Store, settings: Settings) -> int | None:

@@ -148,7 +148,10 @@ def _checked_digest(answer: object) -> str:
 def open_for_root(settings: Settings) -> SiteStore:
     """The site's store, made where missing.  Raises StoreUnusable where this is not root, and otherwise."""
     if os.geteuid() != 0:
-        raise StoreUnusable("site store: only root changes it", hint="your own store needs no --site")
+        raise StoreUnusable(
+            "site store: only root changes it",
+            hint="run it as root; your own store needs neither --site nor mounts",
+        )
     if not settings.site:
         raise StoreUnusable("site store: none, by [site] store in hpcpod.toml")
     store = SiteStore(settings, find_account(settings.account))
