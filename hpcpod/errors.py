@@ -119,6 +119,34 @@ class ImagePlatformMismatch(HpcpodError):
     fault = Fault.USER
 
 
+class ImageUntrusted(HpcpodError):
+    """A policy does not accept the image; the message names the rule, what it asks for, what was found."""
+
+    slug = "image-untrusted"
+    fault = Fault.USER
+
+
+class TrustUnusable(HpcpodError):
+    """A policy or a key cannot be read; until that is mended nothing is accepted."""
+
+    slug = "trust-unusable"
+    fault = Fault.SITE
+
+
+class RegistryFailed(HpcpodError):
+    """A registry could not be reached, or did not answer as the distribution specification says."""
+
+    slug = "registry-failed"
+    fault = Fault.SITE
+
+
+class RegistryDenied(HpcpodError):
+    """A registry wants credentials that it was not given, or does not accept those that it was."""
+
+    slug = "registry-denied"
+    fault = Fault.USER
+
+
 class ImageInUse(HpcpodError):
     """The image cannot be removed: a pod runs from it."""
 

@@ -13,7 +13,7 @@ import json
 from hpcpod.errors import ImageInvalid
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
-from hpcpod.images.sources.strictjson import Fields, parse_object
+from hpcpod.images.strictjson import Fields, parse_object
 from hpcpod.log import shown
 from hpcpod.model import Platform
 

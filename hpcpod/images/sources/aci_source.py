@@ -21,6 +21,7 @@ from hpcpod.images.sources.filesource import FileSource, OwnBlob
 from hpcpod.images.sources.manifest import Compression, Descriptor, Layer, parse_config
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.source import Described, Part
+from hpcpod.images.trust.facts import Subject
 from hpcpod.log import Progress, shown
 from hpcpod.model import Platform
 
@@ -86,6 +87,10 @@ class AciSource(FileSource):
             config_bytes=raw,
             details=(("ignored", manifest.app.ignored if manifest.app else ()),),
         )
+
+    def subject(self, platform: Platform) -> Subject:
+        """The file."""
+        return self._subject(self.find(platform))
 
     def unpack(self, directory: str, progress: Progress, readable: int = 0) -> Unpacked:
         """Unpack what lies below rootfs/ in the tar, as far as the manifest's white list lets it."""

@@ -11,6 +11,7 @@ from hpcpod.images.limits import Limits
 from hpcpod.images.sources.layout import Blob, open_regular, stamp_of
 from hpcpod.images.sources.platforms import fits
 from hpcpod.images.sources.reference import Reference
+from hpcpod.images.trust.facts import Signature, Subject, path_scopes
 from hpcpod.log import shown
 from hpcpod.model import FileStamp, Platform
 
@@ -29,6 +30,7 @@ class FileSource:
         path = os.path.abspath(reference.path)
         self._limits = limits
         self._pin = reference.digest
+        self._transport = reference.transport
         self._name = f"{reference.transport}:{shown(path)}"
         self._fd, status = open_regular(f"{reference.transport}:{path}", path, None, _OPEN)
         self._size = status.st_size
@@ -62,9 +64,18 @@ class FileSource:
                 hint="--platform OS/ARCH chooses another; it runs only where the machine or an emulator can",
             )
 
+    def signatures(self, platform: Platform) -> tuple[Signature, ...]:
+        """None, unless the format has a place for them."""
+        return ()
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
+
+    def _subject(self, digest: str) -> Subject:
+        """Scopes: the file, and the directories above it."""
+        path = os.path.realpath(self._stamp.path)
+        return Subject(self._transport, path_scopes(path), identity="", digest=digest, file=path)
 
     def _check_pin(self, digest: str) -> str:
         """The digest, if the reference pins no other.  Raises ImageDigestMismatch."""

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 
 from hpcpod.errors import HpcpodError, ImageDigestMismatch, ImageInvalid, ImageNotFound, SystemRefused
 from hpcpod.images.limits import Limits
+from hpcpod.images.sources.dockername import parse_name
 from hpcpod.images.sources.manifest import Descriptor
-from hpcpod.images.sources.reference import Reference, copying
-from hpcpod.images.sources.strictjson import Fields, parse_object
+from hpcpod.images.sources.reference import Reference
+from hpcpod.images.strictjson import Fields, parse_object
 from hpcpod.log import shown
 from hpcpod.model import FileStamp
 
@@ -290,8 +291,8 @@ def _likelier(reference: Reference) -> str | None:
     if reference.transport == "oci":
         if os.path.isfile(path):
             return f"that is a file; oci-archive:{rest} names a layout in a tar file"
-        if "/" not in path and not os.path.lexists(path) and (command := copying(rest)):
-            return f"oci: takes a directory; {command} makes one"
+        if "/" not in path and not os.path.lexists(path) and (name := parse_name(rest, short=False)):
+            return f"oci: takes a directory; docker://{name} names an image of a registry"
     elif os.path.isdir(path):
         return f"that is a directory; oci:{rest} names a layout in one"
     return None

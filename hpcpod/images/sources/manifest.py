@@ -12,7 +12,7 @@ from hpcpod.errors import ImageInvalid, ImageLimitExceeded
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.reference import is_digest
-from hpcpod.images.sources.strictjson import Fields, parse_object
+from hpcpod.images.strictjson import Fields, parse_object
 from hpcpod.log import shown
 from hpcpod.model import ImageConfig, Platform
 

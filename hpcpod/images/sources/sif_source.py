@@ -19,7 +19,8 @@ from hpcpod.images.sources.manifest import parse_config
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.sif import Sif, SifObject, parse_sif
 from hpcpod.images.sources.source import Described, Part
-from hpcpod.images.sources.strictjson import Fields, parse_object
+from hpcpod.images.strictjson import Fields, parse_object
+from hpcpod.images.trust.facts import Subject
 from hpcpod.log import Progress
 from hpcpod.model import Platform
 
@@ -66,6 +67,10 @@ class SifSource(FileSource):
             config_bytes=raw,
             details=_details(image),
         )
+
+    def subject(self, platform: Platform) -> Subject:
+        """The file."""
+        return self._subject(self.find(platform))
 
     def unpack(self, directory: str, progress: Progress, readable: int = 0) -> Unpacked:
         """Unpack the primary partition, a squashfs, which this program reads itself."""

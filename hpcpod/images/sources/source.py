@@ -7,23 +7,42 @@ and verifies its documents, and unpacks its layers, verified, into a directory.
 
 from __future__ import annotations
 
+import os
+
+from hpcpod.errors import ImageUnsupported
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.layout import open_layout
 from hpcpod.images.sources.manifest import ConfigDocument
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.resolve import Documents, check_platform, find_manifest, read_documents
+from hpcpod.images.trust.facts import Signature, Subject, path_scopes
 from hpcpod.log import Progress
 from hpcpod.model import FileStamp, Platform
 
 TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
     from typing import Protocol, Self
 
     from hpcpod.images.unpacking.layers import Unpacked
 else:
     Protocol = object
+
+
+@frozen
+class Access:
+    """How what is not a file is reached.
+
+    environment: of whoever asks: where credentials and configuration lie, proxies.  insecure: checks that
+    were switched off by name: ``tls`` (certificates), ``http`` (registries without TLS).  blobs: directory
+    on the store's disk where blobs wait for being unpacked, and stay when a pull fails; empty for none.
+    """
+
+    environment: Mapping[str, str]
+    insecure: frozenset[str] = frozenset()
+    blobs: str = ""
 
 
 @frozen
@@ -73,8 +92,8 @@ class Source(Protocol):
         """For messages, printable."""
 
     @property
-    def stamp(self) -> FileStamp:
-        """Identity of the file that the meaning of the reference depends on."""
+    def stamp(self) -> FileStamp | None:
+        """Identity of the file that the meaning of the reference depends on; None where there is none."""
 
     def find(self, platform: Platform) -> str:
         """The digest that names the image for this platform.  Raises ImageNotFound and its like."""
@@ -84,6 +103,12 @@ class Source(Protocol):
 
     def check_platform(self, built_for: Platform, wanted: Platform) -> None:
         """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
+
+    def subject(self, platform: Platform) -> Subject:
+        """What policies and signatures are about.  Raises as find() does."""
+
+    def signatures(self, platform: Platform) -> tuple[Signature, ...]:
+        """All signatures that lie beside the image, or in it.  Raises HpcpodError of many kinds."""
 
     def unpack(self, directory: str, progress: Progress, readable: int = 0) -> Unpacked:
         """Fill the empty directory with the tree of what describe() described, verified to the last byte.
@@ -149,6 +174,21 @@ class OciSource:
         """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
         check_platform(self._layout, built_for, wanted)
 
+    def subject(self, platform: Platform) -> Subject:
+        """Scopes: the directory or archive with its tag, without, and the directories above it."""
+        path = os.path.realpath(self._reference.path)
+        tagged = (f"{path}:{self._reference.tag}",) if self._reference.tag else ()
+        return Subject(
+            transport=self._reference.transport,
+            scopes=(*tagged, *path_scopes(path)),
+            identity="",
+            digest=self.find(platform),
+        )
+
+    def signatures(self, platform: Platform) -> tuple[Signature, ...]:
+        """None: layouts have no place for them that tools agree on."""
+        return ()
+
     def unpack(self, directory: str, progress: Progress, readable: int = 0) -> Unpacked:
         """Unpack the layers."""
         from hpcpod.images.unpacking.layers import unpack_layers
@@ -161,8 +201,8 @@ class OciSource:
         self._layout.close()
 
 
-def open_source(reference: Reference, limits: Limits) -> Source:
-    """Open what a reference names.  Raises ImageNotFound, ImageInvalid."""
+def open_source(reference: Reference, limits: Limits, access: Access | None = None) -> Source:
+    """Open what a reference names.  Raises ImageNotFound, ImageInvalid, ImageUnsupported."""
     if reference.transport == "aci":
         from hpcpod.images.sources.aci_source import AciSource
 
@@ -171,4 +211,6 @@ def open_source(reference: Reference, limits: Limits) -> Source:
         from hpcpod.images.sources.sif_source import SifSource
 
         return SifSource(reference, limits)
-    return OciSource(reference, limits)
+    if reference.transport in ("oci", "oci-archive"):
+        return OciSource(reference, limits)
+    raise ImageUnsupported(f"image {reference}: transport {reference.transport} is not read yet")

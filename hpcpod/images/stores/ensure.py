@@ -45,7 +45,7 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
     settings = settings or read_settings(environment)
     with open_source(parsed, limits) as source:
         digest = source.find(wanted)
-        stamps = (source.stamp, *([settings.stamp] if settings.stamp else []))
+        stamps = tuple(stamp for stamp in (source.stamp, settings.stamp) if stamp)
         site = open_site(settings)
         resolved = time.time_ns()
         image = site.find(digest, reference, limits, form) if site else None

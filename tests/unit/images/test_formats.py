@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hpcpod.errors import HpcpodError, ImageInvalid
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
 from hpcpod.images.sources.manifest import Compression, parse_config, parse_index, parse_manifest
-from hpcpod.images.sources.strictjson import Fields, parse_object
+from hpcpod.images.strictjson import Fields, parse_object
 from hpcpod.images.unpacking.decompress import decompress
 from hpcpod.images.unpacking.names import normal_name
 from hpcpod.images.unpacking.tarheader import parse_header, parse_number, parse_pax, parse_time, pax_time

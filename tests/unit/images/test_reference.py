@@ -32,6 +32,18 @@ GOOD = {
     f"aci:a@{LONG}": Reference("aci", "a", "", LONG),
     "sif:a.sif": Reference("sif", "a.sif"),
     f"sif:a.sif@{DIGEST}": Reference("sif", "a.sif", "", DIGEST),
+    "sqsh:a:b.sqsh": Reference("sqsh", "a:b.sqsh"),
+    "erofs:a.erofs": Reference("erofs", "a.erofs"),
+    "dir:/a b": Reference("dir", "/a b"),
+    "docker-archive:a.tar": Reference("docker-archive", "a.tar"),
+    "docker-archive:a.tar:me/solver:1": Reference("docker-archive", "a.tar", "me/solver:1"),
+    "docker-archive:a.tar:@1": Reference("docker-archive", "a.tar", "@1"),
+    "docker://docker.io/library/debian:12": Reference("docker", "docker.io/library/debian", "12"),
+    "docker://[::1]:5000/a/b-c__d.e": Reference("docker", "[::1]:5000/a/b-c__d.e"),
+    f"docker://localhost/a:1@{DIGEST}": Reference("docker", "localhost/a", "1", DIGEST),
+    "debian": Reference("docker", "debian", short=True),
+    "d:t": Reference("docker", "d", "t", short=True),
+    f"me/solver@{DIGEST}": Reference("docker", "me/solver", "", DIGEST, short=True),
 }
 
 BAD = [
@@ -48,11 +60,27 @@ BAD = [
     "OCI:d",
     "./d",
     "/d",
-    "d:t",
-    "docker://debian",
-    "docker-archive:a.tar",
+    "/images/a.sif",
+    "docker:debian",
+    "docker://",
+    "docker://Debian",
+    "docker://h:0/a",
+    "docker://h:70000/a",
+    "docker://h.x/a//b",
+    "docker://h.x/a:",
+    "docker://h.x/a:-x",
+    "docker://h.x/a:" + "x" * 129,
+    "docker://h.x/" + "a" * 256,
+    "docker://h.x/a___b",
+    "docker://-h.x/a",
+    "docker://h.x/a@",
+    "docker://h.x/a@sha256:0",
+    "docker-archive:a.tar:Me",
+    "docker-archive:a.tar:@x",
+    "docker-daemon:solver:1",
     "library://x/y/z",
-    "dir:x",
+    "dir:",
+    "a b",
     "oci-archive",
     "oci:d@sha256:0",
     f"oci:d@{DIGEST}0",
@@ -92,41 +120,42 @@ def test_bad_references(text: str) -> None:
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     for candidate in (text, f"oci:{text}"):
         try:
-            assert str(parse_reference(candidate)) == candidate
+            parsed = parse_reference(candidate)
+            # A name of a registry is completed; the complete one is itself.
+            assert parse_reference(str(parsed)) == parsed
+            assert parsed.transport == "docker" or str(parsed) == candidate
         except HpcpodError as error:
             assert error.message.isprintable()
 
 
 def test_supported_transports_are_named() -> None:
     with pytest.raises(ImageReferenceError) as caught:
-        parse_reference("docker://debian:12")
+        parse_reference("docker-daemon:debian:12")
     assert "oci:DIRECTORY" in str(caught.value.hint)
-    assert "oci-archive:FILE" in str(caught.value.hint)
-    assert "skopeo copy docker://debian:12 " in str(caught.value.hint)
+    assert "skopeo copy docker-daemon:debian:12 " in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
-    ("text", "command"),
+    ("text", "full"),
     [
-        ("debian:12", "skopeo copy docker://docker.io/library/debian:12 oci:DIRECTORY:12"),
-        ("debian", "skopeo copy docker://docker.io/library/debian oci:DIRECTORY:latest"),
-        ("me/solver:1.2", "skopeo copy docker://docker.io/me/solver:1.2 oci:DIRECTORY:1.2"),
-        ("ghcr.io/me/solver:1", "skopeo copy docker://ghcr.io/me/solver:1 oci:DIRECTORY:1"),
-        ("docker-daemon:solver:1", "skopeo copy docker-daemon:solver:1 oci:DIRECTORY:TAG"),
-        ("library://x/y/z", "skopeo copy SOURCE oci:DIRECTORY:TAG"),
+        ("docker://debian:12", "docker://docker.io/library/debian:12"),
+        ("docker://me/solver", "docker://docker.io/me/solver"),
+        ("docker://index.docker.io/debian", "docker://docker.io/library/debian"),
+        ("docker.io/debian", "docker://docker.io/library/debian"),
+        ("ghcr.io/me/solver:1", "docker://ghcr.io/me/solver:1"),
+        ("localhost:5000/solver", "docker://localhost:5000/solver"),
     ],
 )
-def test_names_of_registries_are_answered_with_a_command(text: str, command: str) -> None:
-    with pytest.raises(ImageReferenceError) as caught:
-        parse_reference(text)
-    assert f"{command} makes one" in str(caught.value.hint)
+def test_names_of_registries_are_completed(text: str, full: str) -> None:
+    assert str(parse_reference(text)) == full
+    assert parse_reference(full) == parse_reference(text)
 
 
-@pytest.mark.parametrize("text", ["images/debian", "oci", "", "./d"])
-def test_what_is_no_name_is_not(text: str) -> None:
+@pytest.mark.parametrize("text", ["./image.sif", "/sw/image.sqsh", "~/image.aci"])
+def test_a_path_alone_is_answered_with_its_transport(text: str) -> None:
     with pytest.raises(ImageReferenceError) as caught:
         parse_reference(text)
-    assert "docker://" not in str(caught.value.hint)
+    assert str(caught.value.hint).startswith(f"write {text.rpartition('.')[2]}:")
 
 
 def test_digests() -> None:
