@@ -73,7 +73,10 @@ Rootfs = Tree | FuseImage
 
 @frozen
 class FileStamp:
-    """Identity of a file at one moment (stat(2)); equal stamps mean that nothing was written since."""
+    """Identity of a file at one moment (stat(2)); equal stamps mean that nothing was written since.
+
+    All numbers 0: there was no such file.
+    """
 
     path: str
     dev: int
@@ -331,10 +334,14 @@ class RankPlan:
 class NodePlan:
     """All that the native executor needs on one node, and what must still be true for it to be used.
 
-    guards: files that the plan was made from; one that changed makes the plan void.
+    guards: files that the plan was made from; one that changed makes the plan void.  until: seconds since
+    1970 from which on it is void, 0 for never.  fresh_ns: CLOCK_REALTIME; where it is not 0, the plan is good
+    only for starts that began before, and so waited for it.
     """
 
     image: VerifiedImage
     guards: tuple[FileStamp, ...]
     pod: PodPlan
     rank: RankPlan
+    until: int = 0
+    fresh_ns: int = 0

@@ -130,6 +130,10 @@ def record_bytes(plan: NodePlan, rootfs: FileStamp) -> bytes:
     for stamp in plan.guards:
         words += _guard(stamp)
     words += _root(plan.pod.rootfs, rootfs)
+    if plan.until:
+        words += ["until", str(plan.until * 10**9)]
+    if plan.fresh_ns:
+        words += ["fresh", str(plan.fresh_ns)]
     if plan.pod.writable is not None:
         words += ["writable", str(plan.pod.writable)]
     for mount in plan.pod.mounts:

@@ -63,7 +63,7 @@ static int parse(const char *path)
 	}
 	rootfs = record_word(&record, OP_ROOTFS);
 	printf("%zu operations, rootfs %s, current %d\n", record.count, rootfs ? rootfs : "(none)",
-	       record_is_current(&record));
+	       record_is_current(&record, 0));
 	record_free(&record);
 	free(bytes);
 	return 0;
@@ -131,7 +131,7 @@ static void use(const struct record *record)
 {
 	struct fault f = {0};
 
-	record_is_current(record);
+	record_is_current(record, 0);
 	descriptors_close(record, descriptor_of_pmi());
 	if (environment_apply(record, &f) < 0 && !f.text[0])
 		abort();

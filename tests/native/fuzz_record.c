@@ -17,7 +17,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	memcpy(copy, data, size);
 	if (record_parse(copy, size, &record, &fault) == 0) {
-		record_is_current(&record);
+		record_is_current(&record, 0);
 		record_free(&record);
 	}
 	return 0;

@@ -63,6 +63,8 @@ PLAN = NodePlan(
         preserve_fds=3,
         mpi="auto",
     ),
+    until=1 << 32,
+    fresh_ns=1 << 62,
 )
 
 FULL = record_bytes(PLAN, stamp("/"))

@@ -47,6 +47,51 @@ def test_another_packed_file_makes_a_record_void(call: Call, tmp_path: Path, cha
     assert call("parse", record=record).stdout.endswith(b"current " + current + b"\n")
 
 
+def current(call: Call, *operations: str) -> bool:
+    """Whether a record with these operations is good for a start at 0."""
+    done = call("parse", record=words(*HEAD, *stamped("rootfs", "/")[:4], *operations, "end"))
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.endswith(b"current 1\n")
+
+
+def stamped(operation: str, path: str) -> tuple[str, ...]:
+    s = os.stat(path)
+    return operation, path, *map(str, (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
+
+
+def test_a_file_that_was_not_there_must_not_come(call: Call, tmp_path: Path) -> None:
+    absent = ("guard", str(tmp_path / "no/policy"), "0", "0", "0", "0", "0")
+    assert current(call, *absent)
+    (tmp_path / "no").touch()
+    assert current(call, *absent)
+    (tmp_path / "no").unlink()
+    (tmp_path / "no").mkdir()
+    (tmp_path / "no/policy").touch()
+    assert not current(call, *absent)
+
+
+def test_a_file_that_went_makes_a_record_void(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "policy").touch()
+    guard = stamped("guard", str(tmp_path / "policy"))
+    assert current(call, *guard)
+    (tmp_path / "policy").unlink()
+    assert not current(call, *guard)
+
+
+def test_a_root_of_zeros_is_not_there(call: Call, tmp_path: Path) -> None:
+    record = words(*HEAD, "rootfs", str(tmp_path / "gone"), "0", "0", "end")
+    assert call("parse", record=record).stdout.endswith(b"current 0\n")
+
+
+@pytest.mark.parametrize(("operation", "later"), [("until", "4000000000000000000"), ("fresh", "1")])
+def test_a_record_that_came_too_early_is_void(call: Call, operation: str, later: str) -> None:
+    """The driver starts at 0, now is later than 1."""
+    assert current(call, operation, later)
+    assert not current(call, operation, "0")
+    assert not current(call, operation, "-1")
+    assert not current(call, operation, "")
+
+
 def test_the_full_record_has_every_operation_of_the_grammar() -> None:
     names = set(re.findall(r'\[OP_[A-Z_]+\] = \{"([a-z-]+)"', (NATIVE / "record.c").read_text()))
     assert names and names <= {os.fsdecode(word) for word in (FULL + FUSE).split(b"\0")}

@@ -96,7 +96,7 @@ const char *runtime_path(void);    /* after runtime_open */
 enum op_kind {
 	OP_GUARD, OP_ROOTFS, OP_FUSE, OP_WRITABLE, OP_BIND, OP_BIND_ENV, OP_TMPFS, OP_FILE, OP_ENV_SET, OP_ENV_DEFAULT,
 	OP_ENV_UNSET, OP_ENV_KEEP, OP_WORKDIR, OP_COMMAND, OP_LAUNCH, OP_SECCOMP, OP_PMI_CHECK, OP_PMI_ACCEPT, OP_REFERENCE,
-	OP_DIGEST, OP_SHIELD, OP_KEEP_FDS, OP_END,
+	OP_DIGEST, OP_SHIELD, OP_UNTIL, OP_FRESH, OP_KEEP_FDS, OP_END,
 };
 
 struct op {
@@ -113,7 +113,7 @@ struct record {
 
 int record_parse(char *bytes, size_t size, struct record *record, struct fault *f);
 int record_read(int dir, const char *name, struct record *record, struct fault *f);
-bool record_is_current(const struct record *record);
+bool record_is_current(const struct record *record, int64_t start);
 const char *record_word(const struct record *record, enum op_kind kind);
 const struct op *record_op(const struct record *record, enum op_kind kind);
 void record_free(struct record *record);

@@ -18,7 +18,7 @@ static bool read_plan(const struct launch *l, struct record *record)
 	snprintf(path, sizeof path, "plans/%s", l->request.hash);
 	if (record_read(l->runtime, path, record, &ignored) < 0)
 		return false;
-	if (record_is_current(record))
+	if (record_is_current(record, l->stamps.start))
 		return true;
 	record_free(record);
 	return false;

@@ -31,7 +31,8 @@ static const struct {
 	[OP_LAUNCH] = {"launch", 1},         [OP_SECCOMP] = {"seccomp", 1},
 	[OP_PMI_CHECK] = {"pmi-check", 1},   [OP_PMI_ACCEPT] = {"pmi-accept", 1},
 	[OP_REFERENCE] = {"reference", 1},   [OP_DIGEST] = {"digest", 1},
-	[OP_SHIELD] = {"shield", 2},
+	[OP_SHIELD] = {"shield", 2},         [OP_UNTIL] = {"until", 1},
+	[OP_FRESH] = {"fresh", 1},
 	[OP_KEEP_FDS] = {"keep-fds", 1},     [OP_END] = {"end", 0},
 };
 
@@ -189,21 +190,48 @@ static unsigned long long nanoseconds(struct timespec time)
 	return (unsigned long long)time.tv_sec * 1000000000ULL + (unsigned long long)time.tv_nsec;
 }
 
-/* Whether the files that the plan was made from are still what they were, and the image's tree or file is there. */
-bool record_is_current(const struct record *record)
+/* A guard of zeros says that there was no such file. */
+static bool guard_holds(const struct op *op)
+{
+	struct stat s;
+
+	if (stat(op->word[0], &s) < 0)
+		return op->kind == OP_GUARD && (errno == ENOENT || errno == ENOTDIR) && same(op->word[2], 0);
+	if (!same(op->word[1], s.st_dev) || !same(op->word[2], s.st_ino))
+		return false;
+	return op->kind != OP_GUARD ||
+	       (same(op->word[3], (unsigned long long)s.st_size) && same(op->word[4], nanoseconds(s.st_mtim)) &&
+	        same(op->word[5], nanoseconds(s.st_ctim)));
+}
+
+/*
+ * Whether the files that the plan was made from are still what they were, and the image's tree or file is there;
+ * and whether it was made late enough: some plans end at a time (a signature does), others are good only for the
+ * starts that waited for them (the registry was to be asked).  start: of this program.
+ */
+bool record_is_current(const struct record *record, int64_t start)
 {
 	for (size_t i = 0; i < record->count; i++) {
 		const struct op *op = &record->ops[i];
-		struct stat s;
 
-		if (op->kind != OP_GUARD && op->kind != OP_ROOTFS && op->kind != OP_FUSE)
-			continue;
-		if (stat(op->word[0], &s) < 0 || !same(op->word[1], s.st_dev) || !same(op->word[2], s.st_ino))
-			return false;
-		if (op->kind == OP_GUARD &&
-		    (!same(op->word[3], (unsigned long long)s.st_size) || !same(op->word[4], nanoseconds(s.st_mtim)) ||
-		     !same(op->word[5], nanoseconds(s.st_ctim))))
-			return false;
+		switch (op->kind) {
+		case OP_GUARD:
+		case OP_ROOTFS:
+		case OP_FUSE:
+			if (!guard_holds(op))
+				return false;
+			break;
+		case OP_UNTIL:
+			if (clock_realtime_ns() >= strtoll(op->word[0], NULL, 10))
+				return false;
+			break;
+		case OP_FRESH:
+			if (start >= strtoll(op->word[0], NULL, 10))
+				return false;
+			break;
+		default:
+			break;
+		}
 	}
 	return true;
 }
