@@ -49,6 +49,14 @@ class Form(Enum):
     EROFS = "erofs"
 
 
+class Pull(Enum):
+    """When a registry is asked: each time, where no store has what the name meant, or not at all."""
+
+    ALWAYS = "always"
+    MISSING = "missing"
+    NEVER = "never"
+
+
 @frozen
 class Tree:
     """A directory of the node: an unpacked tree, or where the kernel has mounted a packed one."""

@@ -26,19 +26,22 @@ from hpcpod.config import runtime_directory
 from hpcpod.errors import ImageNotFound, StoreUnusable
 from hpcpod.frozen import replace
 from hpcpod.images.limits import Limits, configured
+from hpcpod.images.sources.checks import SIGNATURE, parse_checks
 from hpcpod.images.sources.platforms import parse_platform, platform_of
-from hpcpod.images.sources.reference import parse_reference
-from hpcpod.images.sources.source import Described, open_source
+from hpcpod.images.sources.reference import Reference, parse_reference
+from hpcpod.images.sources.source import Access, Described, open_source
 from hpcpod.images.stores import removal, upkeep
+from hpcpod.images.stores.admission import Terms
 from hpcpod.images.stores.destination import announced, unpack_to
 from hpcpod.images.stores.ensure import ensure
 from hpcpod.images.stores.fetch import Order
 from hpcpod.images.stores.forms import parse_form
 from hpcpod.images.stores.site import open_for_root
-from hpcpod.images.stores.site import pull as pull_into_site
 from hpcpod.images.stores.store import Store, StoredImage, open_site
-from hpcpod.log import StderrProgress, shown, size
-from hpcpod.model import Form, Platform
+from hpcpod.images.stores.supply import pull as pull_into_site
+from hpcpod.images.trust.gates import read_gates
+from hpcpod.log import Progress, StderrProgress, shown, size
+from hpcpod.model import Form, Platform, Pull
 from hpcpod.settings import read_settings
 from hpcpod.sizes import parse_size
 
@@ -47,6 +50,20 @@ SHORT = 19
 
 _PLATFORM = click.option(
     "--platform", metavar="OS/ARCH[/VARIANT]", help="Take this platform from the image, not this machine's."
+)
+_PULL = click.option(
+    "--pull",
+    "when",
+    type=click.Choice([pull.value for pull in Pull]),
+    default=Pull.ALWAYS.value,
+    help="When to ask a registry what a name means (default: always).",
+)
+_INSECURE = click.option(
+    "--insecure-options",
+    "insecure",
+    metavar="CHECK,...",
+    multiple=True,
+    help="Switch off checks: signature, tls (a registry's certificate), http (registries without TLS).",
 )
 _SITE = click.option("--site", is_flag=True, help="In the site's store, as root.")
 _MAX_BYTES = click.option(
@@ -70,7 +87,17 @@ def _platform(text: str | None) -> Platform:
     return parse_platform(text) if text else platform_of(os.uname().machine)
 
 
-def _note_skipped(progress: StderrProgress, count: int) -> None:
+def _checks(texts: tuple[str, ...]) -> frozenset[str]:
+    return parse_checks(texts, "option --insecure-options")
+
+
+def _access(reference: Reference, checks: frozenset[str]) -> Access:
+    """For a command that does not put the image into a store."""
+    blobs = f"{own_store().tmp}/blobs" if reference.transport == "docker" else ""
+    return Access(os.environ, checks, blobs)
+
+
+def _note_skipped(progress: Progress, count: int) -> None:
     if count:
         things = "device or FIFO" if count == 1 else "devices and FIFOs"
         progress.note(f"left out {count} {things} of the image: a pod has the node's devices")
@@ -87,18 +114,30 @@ def _announcements() -> str:
 @image.command()
 @_MAX_BYTES
 @_PLATFORM
+@_INSECURE
 @click.argument("reference", metavar="REF")
 @click.argument("destination", metavar="DEST")
-def unpack(reference: str, destination: str, max_bytes: str | None, platform: str | None) -> None:
+def unpack(
+    reference: str, destination: str, max_bytes: str | None, platform: str | None, insecure: tuple[str, ...]
+) -> None:
     """Unpack the image REF to the new directory DEST.
 
     Every byte is verified before DEST appears; on an error nothing is left behind.
     """
     progress = StderrProgress()
     limits = _limits(max_bytes)
+    checks = _checks(insecure)
+    terms = Terms(read_gates(read_settings(os.environ), os.environ, os.getuid(), waived=SIGNATURE in checks))
+    parsed = parse_reference(reference)
     with announced(_announcements(), destination):
         _, unpacked = unpack_to(
-            parse_reference(reference), destination, _platform(platform), limits, progress
+            parsed,
+            destination,
+            _platform(platform),
+            limits,
+            progress,
+            access=_access(parsed, checks),
+            terms=terms,
         )
     _note_skipped(progress, unpacked.skipped)
 
@@ -107,9 +146,20 @@ def unpack(reference: str, destination: str, max_bytes: str | None, platform: st
 @_MAX_BYTES
 @_PLATFORM
 @click.option("--rootfs", metavar="FORM", default="auto", help="dir, squashfs, erofs, or auto (default).")
+@_PULL
+@_INSECURE
 @_SITE
 @click.argument("reference", metavar="REF")
-def pull(reference: str, max_bytes: str | None, platform: str | None, rootfs: str, site: bool) -> None:
+def pull(  # noqa: PLR0913 - an option each
+    reference: str,
+    *,
+    max_bytes: str | None,
+    platform: str | None,
+    rootfs: str,
+    when: str,
+    insecure: tuple[str, ...],
+    site: bool,
+) -> None:
     """Verify and unpack the image REF into the store.
 
     Prints the digest of its manifest.
@@ -117,26 +167,45 @@ def pull(reference: str, max_bytes: str | None, platform: str | None, rootfs: st
     progress = StderrProgress()
     settings = read_settings(os.environ)
     form = parse_form(rootfs, "option --rootfs")
-    limits = _limits(max_bytes)
-    if site:
-        order = Order(reference, _platform(platform), limits, progress, "", settings, form)
-        stored, made = pull_into_site(open_for_root(settings), order)
-        _note_skipped(progress, stored.skipped if made else 0)
-        click.echo(stored.digest)
-        return
-    found, phases, _ = ensure(
+    limits, checks = _limits(max_bytes), _checks(insecure)
+    order = Order(
         reference,
-        environment=os.environ,
-        uid=os.getuid(),
-        platform=_platform(platform),
-        limits=limits,
-        progress=progress,
-        settings=settings,
-        form=form,
+        _platform(platform),
+        limits,
+        progress,
+        "",
+        settings,
+        form,
+        Access(os.environ, checks),
+        Pull(when),
     )
-    if any(phase.name == "unpack" for phase in phases):
-        _note_skipped(progress, _skipped(found.digest))
-    click.echo(found.digest)
+    click.echo(_pull_into_site(order) if site else _pull(order))
+
+
+def _pull_into_site(order: Order) -> str:
+    """Bring the image into the site's store, as root; its digest."""
+    stored, made = pull_into_site(open_for_root(order.settings), order)
+    _note_skipped(order.progress, stored.skipped if made else 0)
+    return stored.digest
+
+
+def _pull(order: Order) -> str:
+    """Bring the image into the user's own store; its digest."""
+    found = ensure(
+        order.reference,
+        environment=order.access.environment,
+        uid=os.getuid(),
+        platform=order.platform,
+        limits=order.limits,
+        progress=order.progress,
+        settings=order.settings,
+        form=order.form,
+        pull=order.pull,
+        insecure=order.access.insecure,
+    )
+    if any(phase.name == "unpack" for phase in found.phases):
+        _note_skipped(order.progress, _skipped(found.image.digest))
+    return found.image.digest
 
 
 def _skipped(digest: str) -> int:
@@ -212,10 +281,12 @@ def _has(store: Store, name: str) -> bool:
 @image.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 @_PLATFORM
+@_INSECURE
 @click.argument("reference", metavar="REF")
-def inspect(reference: str, as_json: bool, platform: str | None) -> None:
+def inspect(reference: str, as_json: bool, platform: str | None, insecure: tuple[str, ...]) -> None:
     """Show what the image REF is, without unpacking it."""
-    with open_source(parse_reference(reference), _limits()) as source:
+    parsed = parse_reference(reference)
+    with open_source(parsed, _limits(), _access(parsed, _checks(insecure))) as source:
         described = source.describe(_platform(platform))
     facts = _facts(reference, described)
     if as_json:

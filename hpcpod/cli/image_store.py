@@ -13,11 +13,14 @@ import click
 from hpcpod.config import runtime_directory
 from hpcpod.errors import HpcpodError, UsageError
 from hpcpod.images.limits import configured
+from hpcpod.images.sources.checks import parse_checks
 from hpcpod.images.sources.platforms import platform_of
+from hpcpod.images.sources.source import Access
 from hpcpod.images.stores import collect, mounts, usage
 from hpcpod.images.stores.destination import sweep_announced
 from hpcpod.images.stores.explain import explain
 from hpcpod.images.stores.fetch import Order
+from hpcpod.images.stores.names import forget
 from hpcpod.images.stores.removal import remove_damaged, remove_entry
 from hpcpod.images.stores.site import open_for_root
 from hpcpod.images.stores.store import Store, StoredImage, open_site, open_store
@@ -26,6 +29,7 @@ from hpcpod.images.stores.upkeep import pin as pin_image
 from hpcpod.images.stores.upkeep import unpin as unpin_image
 from hpcpod.launcher.sweep import sweep as sweep_runtime
 from hpcpod.log import StderrProgress, shown, size
+from hpcpod.model import Pull
 from hpcpod.settings import read_settings
 
 _SITE = click.option("--site", is_flag=True, help="In the site's store, as root.")
@@ -75,6 +79,7 @@ def gc(everything: bool, site: bool) -> None:
         progress.note(f"removed {name}: damaged")
         leftovers += 1
     removed = _remove_unused(store, progress) if everything else collect.enforce(store, settings, progress)
+    forget(store, {image.digest for each in {*stores(), store} for image in each.all()})
     freed = size(sum(image.disk for image in removed))
     said = f"removed {_counted(len(removed), 'image')}, {freed}" if removed else "no image had to go"
     click.echo(f"{said}; removed {_counted(leftovers, 'leftover')}" if leftovers else said)
@@ -199,8 +204,22 @@ _LEASE = click.option(
 @click.command()
 @_LEASE
 @click.option("--rootfs", metavar="FORM", default="auto", help="dir, squashfs, erofs, or auto (default).")
+@click.option(
+    "--pull",
+    "when",
+    type=click.Choice([pull.value for pull in Pull]),
+    default=Pull.MISSING.value,
+    help="When to ask a registry what a name means (default: missing).",
+)
+@click.option(
+    "--insecure-options",
+    "insecure",
+    metavar="CHECK,...",
+    multiple=True,
+    help="Switch off checks: signature, tls (a registry's certificate), http (registries without TLS).",
+)
 @click.argument("reference", metavar="REF")
-def mount(reference: str, lease: str, rootfs: str) -> None:
+def mount(reference: str, lease: str, rootfs: str, when: str, insecure: tuple[str, ...]) -> None:
     """Mount the image REF of the site's store for all users of this node, as root.
 
     It is pulled if it is not there.  Prints where it is.  It stays mounted until every lease on it has been
@@ -218,6 +237,8 @@ def mount(reference: str, lease: str, rootfs: str) -> None:
         store.locks,
         settings,
         parse_form(rootfs, "option --rootfs"),
+        Access(os.environ, parse_checks(insecure, "option --insecure-options")),
+        Pull(when),
     )
     click.echo(mounts.pull_and_mount(store, order, lease))
 

@@ -88,6 +88,19 @@ RUN_OPTIONS: tuple[Option, ...] = (
         metavar="FORM",
     ),
     Option(
+        "pull",
+        "When to ask a registry which image a name means: always, missing (not while the store has what it "
+        "meant last), or never. Default: missing.",
+        metavar="WHEN",
+    ),
+    Option(
+        "insecure-options",
+        "Switch off checks, separated by commas: signature (of your own policy; the site's stays), tls "
+        "(a registry's certificate), http (registries without TLS).",
+        metavar="CHECK,...",
+        multiple=True,
+    ),
+    Option(
         "preserve-fds",
         "Keep N descriptors beyond stdio open in the program: 3, 4, … (PMI's own is always kept).",
         metavar="N",

@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 
 from hpcpod import config, settings
 from hpcpod.errors import StoreFull, StoreUnusable, UsageError, as_hpcpod_error
+from hpcpod.frozen import replace
 from hpcpod.images.limits import configured
 from hpcpod.images.sources.platforms import parse_platform
-from hpcpod.images.stores.ensure import ensure
+from hpcpod.images.stores.ensure import Present, ensure
 from hpcpod.images.stores.forms import parse_form
 from hpcpod.isolation import seccomp
 from hpcpod.launcher import events, facts, signals, sweep
@@ -25,7 +26,7 @@ from hpcpod.launcher.plan import Facts, make_plan
 from hpcpod.launcher.record import record_bytes, rootfs_path
 from hpcpod.launcher.request import RunRequest, parse_request
 from hpcpod.log import StderrProgress, shown
-from hpcpod.model import NodePlan, Phase, StepContext
+from hpcpod.model import NodePlan, Phase, Pull, StepContext
 from hpcpod.scheduler_plugins import recognise
 
 
@@ -41,33 +42,43 @@ def plan_node(
         )
     runtime = config.runtime_directory(environment, uid)
     progress = StderrProgress()
+    found = _image(request, reference, environment, progress)
+    if request.debug:
+        _tell(progress, found.phases)
+    start = time.time_ns()
+    known = Facts(
+        user=facts.user_facts(environment),
+        inside=found.image.inside,
+        context=context,
+        paths=facts.node_paths(runtime, context),
+        guards=found.guards,
+        seccomp=seccomp.default_filter(runtime) if request.seccomp else b"",
+    )
+    plan = make_plan(request, found.image, known)
+    plan = replace(plan, until=found.until, fresh_ns=time.time_ns() if found.fresh else 0)
+    planned = Phase("plan", start, time.time_ns())
+    if request.debug:
+        _tell(progress, (planned,))
+    return plan, (*found.phases, planned)
+
+
+def _image(
+    request: RunRequest, reference: str, environment: Mapping[str, str], progress: StderrProgress
+) -> Present:
+    """The image in a store, as the request wants it."""
     site = settings.read_settings(environment)
-    image, phases, guards = ensure(
+    return ensure(
         reference,
         environment=environment,
-        uid=uid,
+        uid=os.getuid(),
         platform=parse_platform(request.platform) if request.platform else None,
         limits=configured(site),
         progress=progress,
         settings=site,
         form=parse_form(request.rootfs, "option --rootfs"),
+        pull=Pull(request.pull),
+        insecure=request.insecure,
     )
-    if request.debug:
-        _tell(progress, phases)
-    start = time.time_ns()
-    known = Facts(
-        user=facts.user_facts(environment),
-        inside=image.inside,
-        context=context,
-        paths=facts.node_paths(runtime, context),
-        guards=guards,
-        seccomp=seccomp.default_filter(runtime) if request.seccomp else b"",
-    )
-    plan = make_plan(request, image, known)
-    planned = Phase("plan", start, time.time_ns())
-    if request.debug:
-        _tell(progress, (planned,))
-    return plan, (*phases, planned)
 
 
 def _tell(progress: StderrProgress, phases: Sequence[Phase]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from hpcpod.errors import UsageError
 from hpcpod.frozen import frozen
+from hpcpod.images.sources.checks import parse_checks
 from hpcpod.launcher import mpi
 from hpcpod.launcher.options import RUN_OPTIONS, Option
 from hpcpod.sizes import is_number, parse_size
@@ -26,6 +27,9 @@ REQUEST_VARIABLES: tuple[str, ...] = (
 ROOTFS = ("auto", "dir", "squashfs", "erofs")
 """Forms of an image that may be asked for."""
 
+PULLS = ("always", "missing", "never")
+"""When a registry may be asked."""
+
 WRITABLE_DEFAULT = 256 << 20
 
 
@@ -35,7 +39,8 @@ class RunRequest:
 
     binds, env: the words as given, in order.  writable, shm_size: bytes; writable None for a read-only root,
     shm_size 0 for the kernel's default.  mpi: auto, pmi2, pmix or none.
-    rootfs: auto, dir, squashfs or erofs.
+    rootfs: auto, dir, squashfs or erofs.  pull: always, missing or never.  insecure: names of checks that are
+    switched off.
     """
 
     binds: tuple[str, ...] = ()
@@ -49,6 +54,8 @@ class RunRequest:
     seccomp: bool = True
     platform: str | None = None
     rootfs: str = "auto"
+    pull: str = "missing"
+    insecure: frozenset[str] = frozenset()
     preserve_fds: int = 0
     debug: bool = False
 
@@ -145,6 +152,8 @@ def parse_request(
         seccomp=_choice(last("seccomp") or "default", "seccomp", ("default", "none")) == "default",
         platform=last("platform"),
         rootfs=_choice(last("rootfs") or "auto", "rootfs", ROOTFS),
+        pull=_choice(last("pull") or "missing", "pull", PULLS),
+        insecure=parse_checks(values.get("insecure-options", []), "option --insecure-options"),
         preserve_fds=_positive(preserve, "option --preserve-fds") if preserve else 0,
         debug="debug" in values,
     )

@@ -104,7 +104,8 @@ def _lock_is_free(path: str) -> bool:
 def sweep_files(runtime: str) -> int:
     """Remove events, plans and locks that nobody has touched for long; how many."""
     removed = 0
-    kept = (("events", EVENTS_KEPT), ("plans", PLANS_KEPT), ("verified", PLANS_KEPT), ("locks", LOCKS_KEPT))
+    rooms = ("plans", "verified", "trust")
+    kept = (("events", EVENTS_KEPT), ("locks", LOCKS_KEPT), *((room, PLANS_KEPT) for room in rooms))
     for name, seconds in kept:
         for entry in _entries(os.path.join(runtime, name)):
             if _old(entry, seconds) and (name != "locks" or _lock_is_free(entry.path)):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hpcpod.errors import ImageReferenceError
+from hpcpod.errors import ImagePlatformMismatch, ImageReferenceError
 from hpcpod.log import shown
 from hpcpod.model import Platform
 
@@ -54,3 +54,12 @@ def fits(offered: Platform, wanted: Platform) -> bool:
     if offered.architecture == "arm":
         return have <= want
     return have == want or not offered.variant
+
+
+def check_fits(built_for: Platform, wanted: Platform, image: str) -> None:
+    """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for.  image: its name."""
+    if not fits(built_for, wanted):
+        raise ImagePlatformMismatch(
+            f"image {image}: built for {shown(str(built_for))}, wanted {wanted}",
+            hint="--platform OS/ARCH chooses another; it runs only where the machine or an emulator can",
+        )

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from hpcpod.errors import UsageError
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.reference import Reference
-from hpcpod.images.sources.source import open_source
+from hpcpod.images.sources.source import Access, open_source
+from hpcpod.images.stores.admission import Terms, admit
 from hpcpod.images.stores.embryo import Beating, Embryo, is_dead, make_embryo, sweep, unique_name
 from hpcpod.images.unpacking.layers import Unpacked, write_error
 from hpcpod.kernel import rename_new, syncfs
@@ -22,20 +23,30 @@ PREFIX = ".hpcpod-unpack-"
 """Beginning of the name of a directory in the making, beside its final place."""
 
 
-def unpack_to(
-    reference: Reference, destination: str, platform: Platform, limits: Limits, progress: Progress
+def unpack_to(  # noqa: PLR0913 - each is a fact of its own
+    reference: Reference,
+    destination: str,
+    platform: Platform,
+    limits: Limits,
+    progress: Progress,
+    *,
+    access: Access | None = None,
+    terms: Terms | None = None,
 ) -> tuple[str, Unpacked]:
     """Make `destination` the tree of an image, whole or not at all; returns its digest and what came out.
 
     The tree grows beside its final place under a temporary name, and is renamed when every byte of the image
-    was verified and is on the disk.  Raises UsageError when destination exists.
+    was verified and is on the disk.  terms: None where everything may be unpacked.  Raises UsageError when
+    destination exists, ImageUntrusted.
     """
     target = os.path.abspath(destination)
     parent = os.path.dirname(target)
     if os.path.lexists(target):
         raise _exists(target)
-    with open_source(reference, limits) as source:
+    with open_source(reference, limits, access) as source:
         described = source.describe(platform)
+        if terms:
+            admit(terms, source.subject(platform), lambda: source.signatures(platform))
         with _growing(parent, target) as embryo:
             unpacked = source.unpack(embryo.path, Beating(progress, embryo))
     return described.digest, unpacked

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a reference to a verified image of this node: found in a store, or fetched into the user's."""
+"""From a reference to an image that may run on this node: found in a store, or fetched into the user's."""
 
 from __future__ import annotations
 
@@ -9,15 +9,72 @@ import time
 from collections.abc import Mapping
 
 from hpcpod.config import runtime_directory
+from hpcpod.errors import ImageNotFound
+from hpcpod.frozen import frozen
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
+from hpcpod.images.sources.checks import SIGNATURE
 from hpcpod.images.sources.layout import stamp_of
-from hpcpod.images.sources.platforms import platform_of
-from hpcpod.images.sources.reference import parse_reference
-from hpcpod.images.sources.source import open_source
+from hpcpod.images.sources.platforms import check_fits, platform_of
+from hpcpod.images.sources.reference import Reference, parse_reference
+from hpcpod.images.sources.source import Access, Source, open_source
+from hpcpod.images.stores import names
+from hpcpod.images.stores.admission import Admission, Terms, admit, tell_once
+from hpcpod.images.stores.names import Known
 from hpcpod.images.stores.store import META, META_MAX, Store, open_site, open_store, read_file
+from hpcpod.images.trust.facts import Signature, Subject
+from hpcpod.images.trust.gates import read_gates
 from hpcpod.log import Progress, Silent
-from hpcpod.model import FileStamp, Form, FuseImage, Phase, Platform, VerifiedImage
+from hpcpod.model import FileStamp, Form, FuseImage, Phase, Platform, Pull, VerifiedImage
 from hpcpod.settings import Settings, read_settings
+
+
+@frozen
+class Present:
+    """An image in a store of this node, and what the answer depends on.
+
+    phases: how long each took: ``resolve``, ``verify``, and where they happened ``wait`` for another process
+    that does the work, and ``unpack``.  guards: files, and files that must stay absent.  until: seconds since
+    1970, 0 for no end.  fresh: the answer is good only for who waited for it.
+    """
+
+    image: VerifiedImage
+    phases: tuple[Phase, ...]
+    guards: tuple[FileStamp, ...]
+    until: int = 0
+    fresh: bool = False
+
+
+@frozen
+class _Wish:
+    """What is wanted, and where it may be.  site: the site's store, where there is one."""
+
+    text: str
+    reference: Reference
+    platform: Platform
+    limits: Limits
+    progress: Progress
+    settings: Settings
+    form: Form | None
+    pull: Pull
+    access: Access
+    runtime: str
+    terms: Terms
+    site: Store | None
+    own: Store
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """In the order in which they are asked."""
+        return (self.site, self.own) if self.site else (self.own,)
+
+    def find(self, digest: str) -> VerifiedImage | None:
+        """The image in the first store that has it."""
+        found = (store.find(digest, self.text, self.limits, self.form) for store in self.stores)
+        return next((image for image in found if image), None)
+
+    def open(self) -> Source:
+        """The image at its origin."""
+        return open_source(self.reference, self.limits, self.access)
 
 
 def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by name
@@ -30,40 +87,131 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
     progress: Progress | None = None,
     settings: Settings | None = None,
     form: Form | None = None,
-) -> tuple[VerifiedImage, tuple[Phase, ...], tuple[FileStamp, ...]]:
-    """The image that a reference names, from the site's store or the user's own.
+    pull: Pull = Pull.MISSING,
+    insecure: frozenset[str] = frozenset(),
+) -> Present:
+    """The image that a reference names, from the site's store or the user's own, if it may run.
 
     One that is in neither is fetched, verified and unpacked into the user's.  form: the only one to take.
-
-    Returns the image, how long each phase took (``resolve``, ``verify``, and where they happened ``wait`` for
-    another process that does the work, and ``unpack``), and the identity of the files that the answer
-    depends on.  Raises HpcpodError of many kinds; whatever it raises, nothing half-made is left.
+    insecure: names of checks that the user switches off.  Raises HpcpodError of many kinds;
+    whatever it raises, nothing half-made is left.
     """
-    start = time.time_ns()
-    parsed = parse_reference(reference)
-    wanted = platform or platform_of(os.uname().machine)
     settings = settings or read_settings(environment)
-    with open_source(parsed, limits) as source:
-        digest = source.find(wanted)
-        stamps = tuple(stamp for stamp in (source.stamp, settings.stamp) if stamp)
-        site = open_site(settings)
-        resolved = time.time_ns()
-        image = site.find(digest, reference, limits, form) if site else None
-        if image is None:
-            store = open_store(environment, uid)
-            image = store.find(digest, reference, limits, form)
-        if image is not None:
-            source.check_platform(image.platform, wanted)
-            stamps += _what_root_mounts(site, image)
-            _check_packed(image, f"{runtime_directory(environment, uid)}/verified")
-            phases = (Phase("resolve", start, resolved), Phase("verify", resolved, time.time_ns()))
-            return image, phases, stamps
-        from hpcpod.images.stores.fetch import Order, fetch
+    runtime = runtime_directory(environment, uid)
+    own = open_store(environment, uid)
+    gates = read_gates(settings, environment, uid, waived=SIGNATURE in insecure)
+    wish = _Wish(
+        text=reference,
+        reference=parse_reference(reference),
+        platform=platform or platform_of(os.uname().machine),
+        limits=limits,
+        progress=progress or Silent(),
+        settings=settings,
+        form=form,
+        pull=pull,
+        access=Access(environment, insecure, f"{own.tmp}/blobs"),
+        runtime=runtime,
+        terms=Terms(gates, receipts=f"{runtime}/trust"),
+        site=open_site(settings),
+        own=own,
+    )
+    return _remembered(wish) or _asked(wish)
 
-        locks = f"{runtime_directory(environment, uid)}/locks"
-        order = Order(reference, wanted, limits, progress or Silent(), locks, settings, form)
-        image, later = fetch(store, source, digest, order)
-    return image, (Phase("resolve", start, resolved), *later), stamps
+
+def _remembered(wish: _Wish) -> Present | None:
+    """By what the name meant when it was last asked; None where that is not known, or not to be used."""
+    start = time.time_ns()
+    if wish.reference.transport != "docker":
+        return None
+    known = names.recall(wish.stores, wish.reference, wish.platform)
+    image = wish.find(known.digest) if known and wish.pull is not Pull.ALWAYS else None
+    if known is None or image is None:
+        if wish.pull is Pull.NEVER:
+            raise ImageNotFound(
+                f"image {wish.reference}: in no store of this node, and no registry is to be asked",
+                hint="--pull=missing asks one",
+            )
+        return None
+    resolved = time.time_ns()
+    check_fits(image.platform, wish.platform, str(wish.reference))
+    admission = admit(wish.terms, known.subject, lambda: _collect(wish, known), known.signatures)
+    stamp = known.stamp
+    if admission.signatures != known.signatures:
+        stamp = _remember(wish, known.subject, admission)
+    phases = (Phase("resolve", start, resolved), _since("verify", resolved))
+    return _present(wish, image, stamp, phases, admission)
+
+
+def _collect(wish: _Wish, known: Known) -> tuple[Signature, ...]:
+    """Signatures of an image whose name was remembered, for a policy that those known do not meet."""
+    if wish.pull is Pull.NEVER:
+        return known.signatures or ()
+    with wish.open() as source:
+        return source.signatures(wish.platform)
+
+
+def _asked(wish: _Wish) -> Present:
+    """By asking where the image comes from."""
+    start = time.time_ns()
+    with wish.open() as source:
+        subject = source.subject(wish.platform)
+        resolved = time.time_ns()
+        image = wish.find(subject.digest)
+        if image is not None:
+            source.check_platform(image.platform, wish.platform)
+        admission = admit(wish.terms, subject, lambda: source.signatures(wish.platform))
+        phases: tuple[Phase, ...] = (_since("verify", resolved),)
+        if image is None:
+            image, phases = _fetch(wish, source, subject.digest)
+        stamp = source.stamp
+    if wish.reference.transport == "docker":
+        stamp = _remember(wish, subject, admission)
+    return _present(wish, image, stamp, (Phase("resolve", start, resolved), *phases), admission)
+
+
+def _fetch(wish: _Wish, source: Source, digest: str) -> tuple[VerifiedImage, tuple[Phase, ...]]:
+    from hpcpod.images.stores.fetch import Order, fetch
+
+    locks = f"{wish.runtime}/locks"
+    order = Order(
+        wish.text, wish.platform, wish.limits, wish.progress, locks, wish.settings, wish.form, wish.access
+    )
+    fetched = fetch(wish.own, source, digest, order)
+    if wish.terms.gates.is_open:
+        tell_once(wish.own.directory, wish.progress)
+    return fetched
+
+
+def _remember(wish: _Wish, subject: Subject, admission: Admission) -> FileStamp | None:
+    """Write down what the name means, unless that is written already: plans stand on the file."""
+    before = names.recall((wish.own,), wish.reference, wish.platform)
+    signatures = admission.signatures
+    if before and before.subject == subject and signatures in (None, before.signatures):
+        return before.stamp
+    content = names.to_bytes(Known(subject.digest, subject, signatures))
+    return names.remember(wish.own, names.key_of(wish.reference, wish.platform), content)
+
+
+def _present(
+    wish: _Wish,
+    image: VerifiedImage,
+    stamp: FileStamp | None,
+    phases: tuple[Phase, ...],
+    admission: Admission,
+) -> Present:
+    _check_packed(image, f"{wish.runtime}/verified")
+    guards = (stamp, wish.settings.stamp, *wish.terms.gates.stamps, *_what_root_mounts(wish.site, image))
+    return Present(
+        image,
+        phases,
+        tuple(guard for guard in guards if guard),
+        admission.until,
+        fresh=wish.pull is Pull.ALWAYS and wish.reference.transport == "docker",
+    )
+
+
+def _since(name: str, start: int) -> Phase:
+    return Phase(name, start, time.time_ns())
 
 
 def _what_root_mounts(site: Store | None, image: VerifiedImage) -> tuple[FileStamp, ...]:

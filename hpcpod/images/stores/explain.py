@@ -7,14 +7,14 @@ import os
 import time
 from collections.abc import Sequence
 
-from hpcpod.errors import ImageNotFound, ImageReferenceError
+from hpcpod.errors import ImageNotFound
 from hpcpod.images.limits import Limits
-from hpcpod.images.sources.reference import parse_reference
+from hpcpod.images.sources.reference import is_digest, parse_reference
 from hpcpod.images.stores import collect, usage
 from hpcpod.images.stores.forms import choose, form_facts_text, parse_form
 from hpcpod.images.stores.store import Store, StoredImage, is_mounted
 from hpcpod.images.stores.tools import form_facts
-from hpcpod.images.stores.upkeep import find_stored
+from hpcpod.images.stores.upkeep import find_stored, looks_like_digest
 from hpcpod.log import size
 from hpcpod.model import Form
 from hpcpod.settings import Settings
@@ -47,12 +47,12 @@ def _absent(store: Store, settings: Settings, name: str) -> dict[str, object]:
     facts = form_facts(store.directory, site=store.site)
     form, reason = choose(None, facts, parse_form(settings.rootfs, "rootfs"))
     filler = "root puts images there (image pull --site)" if store.site else "run or image pull puts it there"
-    try:
-        path = parse_reference(name).path
-    except ImageReferenceError:  # a digest, or the beginning of one
+    if is_digest(name) or looks_like_digest(name):
         filler = "no image of this digest; a reference says where one is"
     else:
-        filler = filler if os.path.exists(path) else f"cannot come there: nothing is at {path}"
+        reference = parse_reference(name)
+        if reference.transport != "docker" and not os.path.exists(reference.path):
+            filler = f"cannot come there: nothing is at {reference.path}"
     return {
         "store": _store_name(store),
         "stored": "no",

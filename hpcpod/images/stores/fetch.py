@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from hpcpod.errors import StoreUnusable
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
-from hpcpod.images.sources.source import Described, Source
+from hpcpod.images.sources.reference import Reference
+from hpcpod.images.sources.source import Access, Described, Source
 from hpcpod.images.stores.embryo import Beating, Embryo, make_embryo, unique_name
 from hpcpod.images.stores.forms import choose, entry_name, parse_form
 from hpcpod.images.stores.pack import pack
@@ -24,7 +25,7 @@ from hpcpod.images.stores.tools import form_facts
 from hpcpod.images.unpacking.layers import write_error
 from hpcpod.kernel import syncfs
 from hpcpod.log import Progress, shown
-from hpcpod.model import Form, Phase, Platform, VerifiedImage
+from hpcpod.model import Form, Phase, Platform, Pull, VerifiedImage
 from hpcpod.settings import Settings
 
 LOCK_SECONDS = 900.0
@@ -38,7 +39,11 @@ _EXISTS = (errno.EEXIST, errno.ENOTEMPTY)
 
 @frozen
 class Order:
-    """What is wanted, and how.  locks: directory of lock files.  form: None for what fits here best."""
+    """What is wanted, and how.
+
+    locks: directory of lock files.  form: None for what fits here best.  access: how registries are reached.
+    pinned: the reference to follow, where that was narrowed down to a digest.
+    """
 
     reference: str
     platform: Platform
@@ -47,6 +52,9 @@ class Order:
     locks: str
     settings: Settings
     form: Form | None = None
+    access: Access = Access({})
+    pull: Pull = Pull.MISSING
+    pinned: Reference | None = None
 
 
 def fetch(store: Store, source: Source, digest: str, order: Order) -> tuple[VerifiedImage, tuple[Phase, ...]]:

@@ -21,8 +21,9 @@ from hpcpod.errors import StoreUnusable, UsageError
 from hpcpod.images.stores.fetch import LOCK_SECONDS, Order
 from hpcpod.images.stores.forms import parse_entry
 from hpcpod.images.stores.intact import check_intact
-from hpcpod.images.stores.site import HELD_SECONDS, EntryBusy, SiteStore, pull
+from hpcpod.images.stores.site import HELD_SECONDS, EntryBusy, SiteStore
 from hpcpod.images.stores.store import StoredImage, is_mounted
+from hpcpod.images.stores.supply import pull
 from hpcpod.kernel import detach_mount, loop_device, mount_read_only
 from hpcpod.log import shown
 from hpcpod.model import Form

@@ -7,7 +7,7 @@
     RUN/locks/                 root's; RUN is on memory, so that locks hold and end with the node's boot
 
 What the account has made is moved to where it cannot reach, becomes root's to the last file, and only then
-gets its name: nobody else can change what users start, or what the kernel mounts.
+gets its name (supply.py): nobody else can change what users start, or what the kernel mounts.
 """
 
 from __future__ import annotations
@@ -21,32 +21,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from hpcpod.errors import StoreUnusable
-from hpcpod.frozen import replace
 from hpcpod.images.limits import Limits
-from hpcpod.images.sources.reference import is_digest, parse_reference
-from hpcpod.images.sources.source import open_source
+from hpcpod.images.sources.reference import is_digest
 from hpcpod.images.stores.account import Account, as_account, count_of, find_account
-from hpcpod.images.stores.embryo import Embryo, is_dead, sweep, unique_name
-from hpcpod.images.stores.fetch import POLL_SECONDS, Order, appear, fill, locked, open_lock
-from hpcpod.images.stores.forms import choose, entry_name, parse_form
+from hpcpod.images.stores.embryo import is_dead, sweep
+from hpcpod.images.stores.fetch import POLL_SECONDS, open_lock
 from hpcpod.images.stores.store import (
-    CONFIG,
-    FACTS,
-    MANIFEST,
-    META,
     Store,
-    StoredImage,
     check_version,
-    content_name,
     make_store,
 )
-from hpcpod.images.stores.takeover import own_tree, take_over
-from hpcpod.images.stores.tools import filesystem_of, form_facts
+from hpcpod.images.stores.takeover import own_tree
+from hpcpod.images.stores.tools import filesystem_of
 from hpcpod.images.stores.usage import is_root_of_pod
-from hpcpod.images.unpacking.layers import write_error
 from hpcpod.images.unpacking.tree import remove_tree
 from hpcpod.log import shown
-from hpcpod.model import Form, Platform
+from hpcpod.model import Platform
 from hpcpod.settings import Settings
 
 HELD_SECONDS = 30.0
@@ -98,7 +88,7 @@ class SiteStore(Store):
         """As Store.identify(), by the account: it reads what users wrote."""
         plain = Store(self.directory, self.run)
         with as_account(self.account, lambda: plain.identify(reference, platform, limits)) as answer:
-            return None if answer is None else _checked_digest(answer)
+            return None if answer is None else checked_digest(answer)
 
     def is_whole(self, name: str, limits: Limits) -> bool:
         """As Store.is_whole(), by the account: an image's documents are the image's."""
@@ -139,7 +129,8 @@ def _lock(fd: int, name: str, seconds: float) -> None:
             return
 
 
-def _checked_digest(answer: object) -> str:
+def checked_digest(answer: object) -> str:
+    """A digest that the account answered.  Raises StoreUnusable."""
     if not is_digest(str(answer)):
         raise StoreUnusable(f"site store: {str(answer)!r} is no digest")
     return str(answer)
@@ -212,90 +203,3 @@ def _own_directory(path: str, uid: int, mode: int) -> None:
         )
     if status.st_mode & 0o7777 != mode:
         os.chmod(path, mode)
-
-
-def pull(store: SiteStore, order: Order) -> tuple[StoredImage, bool]:
-    """The image in the site's store, and whether it had to be made.  Raises HpcpodError of many kinds.
-
-    Of several at once, one process does the work and the others wait for it.
-    """
-    order = replace(order, locks=store.locks)
-    forms = (order.form,) if order.form else (Form.EROFS, Form.SQUASHFS, Form.DIRECTORY)
-    digest, present = _identify(store, order, forms)
-    if present is not None:
-        return present, False
-    preferred = parse_form(order.settings.rootfs, "rootfs")
-    choice = choose(order.form, form_facts(store.directory, site=True), preferred)
-    with locked(store, entry_name(digest, choice[0]), order):
-        _, image = _identify(store, order, forms)  # another process may have been faster
-        if image is not None:
-            return image, False
-        store.tidy()
-        _produce(store, digest, choice, order)
-        image = store.stored(digest, choice[0])
-    if image is None:
-        raise StoreUnusable(f"site store {store.directory}: {digest} vanished again")
-    return image, True
-
-
-def _identify(store: SiteStore, order: Order, forms: tuple[Form, ...]) -> tuple[str, StoredImage | None]:
-    """Digest of the image, and its entry in the store: of these forms the first that is there and whole."""
-    plain = Store(store.directory, store.run)
-
-    def work() -> tuple[str, str]:
-        with open_source(parse_reference(order.reference), order.limits) as source:
-            digest = source.find(order.platform)
-        whole = (form for form in forms if plain.is_whole(entry_name(digest, form), order.limits))
-        return digest, next((form.value for form in whole), "")
-
-    with as_account(store.account, work) as answer:
-        if not isinstance(answer, list) or len(answer) != 2:
-            raise StoreUnusable(f"site store: {answer!r} is no answer")
-        digest, form = _checked_digest(answer[0]), parse_form(answer[1] or "auto", "site store: form")
-    return digest, store.stored(digest, form) if form else None
-
-
-def _produce(store: SiteStore, digest: str, choice: tuple[Form, str], order: Order) -> None:
-    from hpcpod.images.stores.collect import enforce, make_room
-
-    with as_account(store.account, lambda: _compressed(order)) as answer:
-        make_room(store, count_of(answer), order.settings, order.progress)
-    with as_account(store.account, lambda: _fill(store, digest, choice, order)) as made:
-        _publish(store, str(made), digest, choice[0], order)
-    store.tidy()
-    enforce(store, order.settings, order.progress, keep=entry_name(digest, choice[0]))
-
-
-def _compressed(order: Order) -> int:
-    with open_source(parse_reference(order.reference), order.limits) as source:
-        return source.describe(order.platform).size
-
-
-def _fill(store: Store, digest: str, choice: tuple[Form, str], order: Order) -> str:
-    """The name of the finished embryo, which belongs to the account until root has published it."""
-    with open_source(parse_reference(order.reference), order.limits) as source:
-        described = source.describe(order.platform)
-        if described.digest != digest:
-            raise StoreUnusable(f"image {order.reference}: changed from {digest} to {described.digest}")
-        return os.path.basename(fill(store, source, described, choice, order).path)
-
-
-def _publish(store: SiteStore, made: str, digest: str, form: Form, order: Order) -> None:
-    """Make the entry root's own where the account cannot reach it, then give it its name."""
-    if not _EMBRYO.fullmatch(made):
-        raise StoreUnusable(f"site store: {made!r} is no name of a directory in the making")
-    path = f"{store.garbage}/{unique_name()}"
-    try:
-        os.rename(f"{store.tmp}/{made}", path)
-        embryo = Embryo(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
-    except OSError as error:
-        raise write_error(error, store.directory) from None
-    try:
-        names = {MANIFEST, CONFIG, FACTS, META, content_name(form)}
-        take_over(embryo.fd, names, store.account.uid)
-        appear(store, embryo, entry_name(digest, form), order.limits)
-    except OSError as error:
-        raise write_error(error, store.directory) from None
-    finally:
-        embryo.release()
-        store.dispose(path)  # nothing, if it has its name

@@ -225,8 +225,16 @@ class Store:
         return removed
 
     def identify(self, reference: str, platform: Platform, limits: Limits) -> str | None:
-        """The digest that a reference means now; None where what it names is not there any more."""
+        """The digest that a reference means now; None where what it names is not there any more.
+
+        No registry is asked: a name of one means what it meant last.
+        """
+        from hpcpod.images.stores import names  # which knows stores
+
         parsed = parse_reference(reference)
+        if parsed.transport == "docker":
+            known = names.recall((self,), parsed, platform)
+            return known.digest if known else None
         if not os.path.exists(parsed.path):
             return None
         with open_source(parsed, limits) as source:

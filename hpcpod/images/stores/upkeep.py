@@ -28,7 +28,7 @@ def find_stored(
     Raises ImageNotFound, UsageError (ambiguous), ImageReferenceError.
     """
     images = store.all()
-    if is_digest(name) or _is_short(name):
+    if is_digest(name) or looks_like_digest(name):
         short = name.removeprefix("sha256:").removeprefix("sha512:")
         found = {image.digest for image in images if image.digest.partition(":")[2].startswith(short)}
     else:
@@ -43,7 +43,8 @@ def find_stored(
     return tuple(image for image in images if image.digest in found)
 
 
-def _is_short(name: str) -> bool:
+def looks_like_digest(name: str) -> bool:
+    """Whether it is the beginning of a digest, long enough to name an image of a store."""
     digits = name.removeprefix("sha256:").removeprefix("sha512:")
     return len(digits) >= SHORTEST and _HEX.issuperset(digits)
 

@@ -67,12 +67,10 @@ def test_refusals(user: Account, reference: str, case: str) -> None:
 def test_likely_mistakes_are_answered_with_the_right_form(user: Account, reference: str) -> None:
     (user.home / "archive.tar").touch()
     (user.home / "empty").mkdir()
-    copy = (
-        "oci: takes a directory; skopeo copy docker://docker.io/library/debian:12 oci:DIRECTORY:12 makes one"
-    )
+    name = "oci: takes a directory; docker://docker.io/library/debian:12 names an image of a registry"
     expected = {
         "oci:empty:1": f"{user.home}/empty is not an OCI layout (no oci-layout file) [image-not-found]",
-        "oci:debian:12": f"hint: {copy}",
+        "oci:debian:12": f"hint: {name}",
         "oci:archive.tar:1": "hint: that is a file; oci-archive:archive.tar:1 names a layout in a tar file",
         "oci-archive:layout": "hint: that is a directory; oci:layout names a layout in one",
     }

@@ -48,16 +48,15 @@ def pull(place: Place, reference: str, platform: Platform = AMD64) -> Any:
     account = place.account
 
     def work() -> dict[str, Any]:
-        found, phases, stamps = ensure(
-            reference, environment=account.environment(), uid=account.uid, platform=platform
-        )
+        present = ensure(reference, environment=account.environment(), uid=account.uid, platform=platform)
+        found = present.image
         return {
             "digest": found.digest,
             "rootfs": rootfs_path(found.rootfs),
             "env": found.config.env,
             "cmd": found.config.cmd,
-            "phases": [phase.name for phase in phases],
-            "stamps": [stamp.path for stamp in stamps],
+            "phases": [phase.name for phase in present.phases],
+            "stamps": [stamp.path for stamp in present.guards],
         }
 
     outcome = call_as(account.uid, work)
@@ -112,7 +111,7 @@ def test_what_a_reference_means(plain_place: Place) -> None:
         f"{reference}:one@{two}": "image-digest",
         f"{reference}@{digest(b'')}": "image-digest",
         f"{reference}x": "image-not-found",
-        "docker://debian": "image-reference",
+        "docker://Debian": "image-reference",
     }
     found = {each: pull(plain_place, each) for each in meanings}
     assert {each: got if isinstance(got, str) else got["digest"] for each, got in found.items()} == meanings
@@ -203,8 +202,8 @@ import json, os, sys
 from hpcpod.images.sources.platforms import parse_platform
 from hpcpod.images.stores.ensure import ensure
 platform = parse_platform("linux/amd64")
-found, phases, _ = ensure(sys.argv[1], environment=os.environ, uid=os.getuid(), platform=platform)
-print(json.dumps([found.rootfs.path, [phase.name for phase in phases]]))
+present = ensure(sys.argv[1], environment=os.environ, uid=os.getuid(), platform=platform)
+print(json.dumps([present.image.rootfs.path, [phase.name for phase in present.phases]]))
 """
 
 
