@@ -26,6 +26,7 @@ demo: ## a two-node Slurm, a real image and its MPI ranks in hpcpod; as a plain 
 
 test: ## all tests; what this machine cannot run is skipped with the reason (PYTEST_ARGS=--require=all: fails)
 	@$(SETUP) packages build demo test bench
+	@$(SETUP) sid
 	@$(SETUP) venv
 	@$(python) -P -m pytest $(PYTEST_ARGS)
 

@@ -39,7 +39,9 @@ class Settings:
     site: directory of the site's store.  site_run: its run-time directory, on memory.  account: name or
     number of the user who unpacks into it.  rootfs: the form of images where nothing else is asked for.
     site_quota, user_quota: bounds of a store.  high: percentage of the quota above which images are
-    collected, low: down to which.  limits: changed fields of images.limits.Limits.  stamp: of the file.
+    collected, low: down to which.  limits: changed fields of images.limits.Limits.  trust_policy,
+    trust_directory: the site's policy.json and trust directory; empty for where they usually are.
+    user_unsigned: ``accept`` or ``reject``, for users' stores where no policy decides.  stamp: of the file.
     """
 
     site: str = "/var/lib/hpcpod"
@@ -51,6 +53,9 @@ class Settings:
     high: int = 95
     low: int = 80
     limits: tuple[tuple[str, int], ...] = ()
+    trust_policy: str = ""
+    trust_directory: str = ""
+    user_unsigned: str = "accept"
     stamp: FileStamp | None = None
 
 
@@ -58,6 +63,7 @@ _KEYS = {
     "store": ("rootfs", "high", "low"),
     "site": ("store", "run", "account", "quota"),
     "user": ("quota",),
+    "trust": ("policy", "directory", "user_unsigned"),
     "limits": None,
 }
 
@@ -112,8 +118,8 @@ def parse_settings(raw: bytes, path: str, stamp: FileStamp | None = None) -> Set
     reader = _Reader(path, document)
     default = Settings()
     settings = Settings(
-        site=reader.directory("site", "store", default.site),
-        site_run=reader.directory("site", "run", default.site_run) or default.site_run,
+        site=reader.path("site", "store", default.site),
+        site_run=reader.path("site", "run", default.site_run) or default.site_run,
         account=str(reader.value("site", "account", default.account, (str, int))),
         rootfs=reader.choice("store", "rootfs", ("auto", "dir", "squashfs", "erofs")),
         site_quota=reader.quota("site"),
@@ -121,6 +127,9 @@ def parse_settings(raw: bytes, path: str, stamp: FileStamp | None = None) -> Set
         high=reader.percent("high", default.high),
         low=reader.percent("low", default.low),
         limits=reader.limits(),
+        trust_policy=reader.path("trust", "policy", ""),
+        trust_directory=reader.path("trust", "directory", ""),
+        user_unsigned=reader.choice("trust", "user_unsigned", ("accept", "reject")),
         stamp=stamp,
     )
     if settings.low > settings.high:
@@ -157,7 +166,7 @@ class _Reader:
             raise self.wrong(table, key, " or ".join(kind.__name__ for kind in kinds))
         return found
 
-    def directory(self, table: str, key: str, default: str) -> str:
+    def path(self, table: str, key: str, default: str) -> str:
         found = str(self.value(table, key, default, (str,)))
         if found and not found.startswith("/"):
             raise self.wrong(table, key, "an absolute path, or an empty text for none")

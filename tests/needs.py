@@ -28,6 +28,13 @@ def front_path() -> Path:
     return Path(os.environ.get("HPCPOD_FRONT") or Path(sys.prefix) / "bin" / "hpcpod")
 
 
+def cosign_path() -> Path | None:
+    """Where tests/setup/setup sid has put cosign, which Debian 12 lacks; None where it has not."""
+    home = os.environ.get("XDG_CACHE_HOME") or f"{os.environ.get('HOME', '/tmp')}/.cache"
+    places = [Path("/var/cache/hpcpod/sid"), Path(home) / "hpcpod" / "sid"]
+    return next((each for place in places if (each := place / "usr/bin/cosign").is_file()), None)
+
+
 def drop_words(uid: int) -> list[str]:
     """The words that make a command run as this user, from root."""
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
@@ -125,6 +132,10 @@ def _native() -> str | None:
     return _tries(f"{front} as a plain user", ["test", "-x", str(front)])
 
 
+def _cosign() -> str | None:
+    return None if cosign_path() else "cosign: not there; as root, tests/setup/setup sid fetches it"
+
+
 def _slurm() -> str | None:
     from tests.testbed.needs import missing
 
@@ -191,6 +202,9 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "openmpi": _program("mpicc.openmpi", "mpirun.openmpi"),
     "umoci": _program("umoci"),
     "skopeo": _program("skopeo"),
+    "gpg": _program("gpg", "gpgconf"),
+    "cosign": _cosign,
+    "docker-registry": _program("docker-registry"),
     "squashfs-tools": _program("mksquashfs", "unsquashfs"),
     "mmdebstrap": _program("mmdebstrap"),
     "bsdtar": _program("bsdtar"),

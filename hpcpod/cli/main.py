@@ -24,6 +24,7 @@ _COMMANDS = {
     "plan": ("hpcpod.cli.run", "plan"),
     "report": ("hpcpod.cli.report", "report"),
     "run": ("hpcpod.cli.run", "run"),
+    "trust": ("hpcpod.cli.trust", "trust"),
 }
 
 

@@ -13,8 +13,8 @@ import stat
 from collections.abc import Iterator
 
 from hpcpod.errors import HpcpodError, ImageDigestMismatch, ImageInvalid, ImageNotFound, SystemRefused
+from hpcpod.images.dockername import parse_name
 from hpcpod.images.limits import Limits
-from hpcpod.images.sources.dockername import parse_name
 from hpcpod.images.sources.manifest import Descriptor
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.strictjson import Fields, parse_object

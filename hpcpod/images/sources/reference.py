@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from hpcpod.errors import ImageReferenceError
 from hpcpod.frozen import frozen
-from hpcpod.images.sources.dockername import parse_name
+from hpcpod.images.dockername import parse_name
 from hpcpod.log import shown
 
 TRANSPORTS = ("docker", "oci", "oci-archive", "docker-archive", "aci", "sif", "sqsh", "erofs", "dir")

@@ -31,9 +31,22 @@ class SignatureKind(Enum):
 class Signature:
     """A signature that somebody attached to an image; not checked.
 
-    payload: what was signed, where it is apart from the signature (COSIGN; SIF: as JSON, the digests that the
-    file really has).  message: the signature as it was found: bytes of an OpenPGP message, of a sigstore
-    bundle, or of a base64 text (COSIGN).  origin: where it was found, printable, without credentials.
+    message: the signature as it was found: bytes of an OpenPGP message, of a sigstore bundle, of the file
+    beside an image (DETACHED; all signatures in it count, each for itself), or of a base64 text (COSIGN).
+    origin: where it was found, printable, without credentials.  payload: what was signed, where it is apart
+    from the signature:
+
+    COSIGN: the signed JSON.  DETACHED: the digest of the whole image file as the source has read it,
+    ``sha256:HEX`` or ``sha512:HEX``: the file is read again to check the signature, and must be the same.
+    SIF: JSON of the digests that the file really has::
+
+        {"first": 1, "header": {"sha256": HEX},
+         "objects": {"1": {"descriptor": {"sha256": HEX}, "data": {"sha256": HEX}}, ...}}
+
+    with *all* objects of the file but its signatures, by number; first: the lowest number in the group that
+    the signature is of, from which the signed relative numbers count.  HEX by other algorithms (sha384,
+    sha512) may stand beside; a signature over one that is missing is not accepted.  What of header and
+    descriptor is hashed is said in github.com/sylabs/sif, pkg/integrity.
     """
 
     kind: SignatureKind
