@@ -41,7 +41,8 @@ class Settings:
     site_quota, user_quota: bounds of a store.  high: percentage of the quota above which images are
     collected, low: down to which.  limits: changed fields of images.limits.Limits.  trust_policy,
     trust_directory: the site's policy.json and trust directory; empty for where they usually are.
-    user_unsigned: ``accept`` or ``reject``, for users' stores where no policy decides.  stamp: of the file.
+    user_unsigned: ``accept`` or ``reject``, for users' stores where no policy decides.  stamp: of the file,
+    or that there is none.
     """
 
     site: str = "/var/lib/hpcpod"
@@ -78,7 +79,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     except FileNotFoundError:
         if environment.get("HPCPOD_CONFIG"):
             raise UsageError(f"configuration {path}: not there (ENOENT)") from None
-        return Settings()
+        return Settings(stamp=FileStamp(path, 0, 0, 0, 0, 0))
     except OSError as error:
         kind = SystemRefused if error.errno in _OF_NODE else UsageError
         raise kind(f"configuration {path}: {os.strerror(error.errno or 0).lower()}") from None

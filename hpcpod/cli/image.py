@@ -39,7 +39,7 @@ from hpcpod.images.stores.forms import parse_form
 from hpcpod.images.stores.site import open_for_root
 from hpcpod.images.stores.store import Store, StoredImage, open_site
 from hpcpod.images.stores.supply import pull as pull_into_site
-from hpcpod.images.trust.gates import read_gates
+from hpcpod.images.trust.gates import gates as read_gates
 from hpcpod.log import Progress, StderrProgress, shown, size
 from hpcpod.model import Form, Platform, Pull
 from hpcpod.settings import read_settings
@@ -127,7 +127,8 @@ def unpack(
     progress = StderrProgress()
     limits = _limits(max_bytes)
     checks = _checks(insecure)
-    terms = Terms(read_gates(read_settings(os.environ), os.environ, os.getuid(), waived=SIGNATURE in checks))
+    gates = read_gates(read_settings(os.environ), os.environ, os.getuid())
+    terms = Terms(gates.without_user() if SIGNATURE in checks else gates)
     parsed = parse_reference(reference)
     with announced(_announcements(), destination):
         _, unpacked = unpack_to(

@@ -22,7 +22,7 @@ from hpcpod.images.stores.admission import Admission, Terms, admit, tell_once
 from hpcpod.images.stores.names import Known
 from hpcpod.images.stores.store import META, META_MAX, Store, open_site, open_store, read_file
 from hpcpod.images.trust.facts import Signature, Subject
-from hpcpod.images.trust.gates import read_gates
+from hpcpod.images.trust.gates import gates as read_gates
 from hpcpod.log import Progress, Silent
 from hpcpod.model import FileStamp, Form, FuseImage, Phase, Platform, Pull, VerifiedImage
 from hpcpod.settings import Settings, read_settings
@@ -99,7 +99,7 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
     settings = settings or read_settings(environment)
     runtime = runtime_directory(environment, uid)
     own = open_store(environment, uid)
-    gates = read_gates(settings, environment, uid, waived=SIGNATURE in insecure)
+    gates = read_gates(settings, environment, uid)
     wish = _Wish(
         text=reference,
         reference=parse_reference(reference),
@@ -111,7 +111,7 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
         pull=pull,
         access=Access(environment, insecure, f"{own.tmp}/blobs"),
         runtime=runtime,
-        terms=Terms(gates, receipts=f"{runtime}/trust"),
+        terms=Terms(gates.without_user() if SIGNATURE in insecure else gates, receipts=f"{runtime}/trust"),
         site=open_site(settings),
         own=own,
     )

@@ -29,7 +29,7 @@ from hpcpod.images.stores.store import CONFIG, FACTS, MANIFEST, META, Store, Sto
 from hpcpod.images.stores.takeover import take_over
 from hpcpod.images.stores.tools import form_facts
 from hpcpod.images.trust.facts import Signature
-from hpcpod.images.trust.gates import read_gates
+from hpcpod.images.trust.gates import gates as read_gates
 from hpcpod.images.unpacking.layers import write_error
 from hpcpod.model import Form, Pull
 
@@ -125,7 +125,7 @@ def _judged(plain: Store, order: Order) -> tuple[Known, str]:
     """By the account: what the reference means, admitted, and the key of its name; empty for none."""
     environment = order.access.environment
     waived = SIGNATURE in order.access.insecure
-    terms = Terms(read_gates(order.settings, environment, 0, waived=waived), site=True, waived=waived)
+    terms = Terms(read_gates(order.settings, environment, 0), site=True, waived=waived)
     reference = parse_reference(order.reference)
     if reference.transport != "docker":
         return _asked(order, terms), ""

@@ -6,9 +6,6 @@ Everything that they depend on is read here, once; what follows from it is judge
 
 from __future__ import annotations
 
-import base64
-import binascii
-
 from hpcpod.errors import TrustUnusable
 from hpcpod.frozen import frozen, replace
 from hpcpod.images.trust import rules
@@ -91,6 +88,16 @@ class Gates:
     stamps: tuple[FileStamp, ...]
     fingerprint: str
     user_unsigned: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has decided anything about users' stores."""
+        decided = self.site.scopes or self.user.scopes or self.user.default or self.user_unsigned != "accept"
+        return not decided and (self.site.default is None or self.site.undecided)
+
+    def without_user(self) -> Gates:
+        """The site's gate alone: a user need not pass their own."""
+        return replace(self, user=Gate("user"), fingerprint=f"{self.fingerprint} site alone")
 
 
 def user_directory(environment: Mapping[str, str]) -> str:
@@ -204,6 +211,9 @@ def _demand(files: Files, requirement: Requirement, what: str, owners: frozenset
 
 def _keys(files: Files, source: KeySource, kind: str, what: str, owners: frozenset[int]) -> tuple[Key, ...]:
     """The keys of one key file, or of data within the policy."""
+    import base64
+    import binascii
+
     if source.path:
         origin = shown(source.path)
         raw = files.read(source.path, owners)

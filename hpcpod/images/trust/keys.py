@@ -8,10 +8,6 @@ those two when a signature is checked.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-
 from hpcpod.errors import TrustUnusable
 from hpcpod.frozen import frozen
 from hpcpod.log import shown
@@ -89,6 +85,10 @@ def parse_pem(raw: bytes, origin: str, *, for_rule: bool = False) -> Key:
 
     for_rule: of the kinds that cosign makes only, as `hpcpod trust add` takes them.
     """
+    import base64
+    import binascii
+    import hashlib
+
     lines = raw.decode("ascii", "replace").split("\n")
     stripped = [line.strip() for line in lines if line.strip()]
     if b"PRIVATE KEY-----" in raw:
@@ -151,6 +151,9 @@ def dearmored(raw: bytes, label: str) -> bytes:
 
 
 def _unarmored(body: bytes) -> bytes:
+    import base64
+    import binascii
+
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError):
@@ -224,6 +227,8 @@ _KEY_HINT = "gpg --export --armor KEY writes one; cosign's are PEM files"
 
 def _fingerprint(body: bytes) -> str:
     """RFC 4880, section 12.2; version 5 as GnuPG makes it, 6 as RFC 9580."""
+    import hashlib
+
     version = body[0] if body else 0
     if version == 4:
         head = b"\x99" + len(body).to_bytes(2) if len(body) <= 0xFFFF else b""

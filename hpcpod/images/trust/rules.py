@@ -6,7 +6,6 @@ A trust directory holds ``rules/NAME.json``, ``keys/FINGERPRINT.pgp`` or ``.pem`
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 from hpcpod.errors import HpcpodError, TrustUnusable, UsageError
@@ -40,6 +39,8 @@ class Rule:
 
 def file_name(transport: str, prefix: str) -> str:
     """The name of a rule's file: a prefix may be longer than a name, and holds slashes."""
+    import hashlib
+
     return hashlib.sha256(f"{transport}\0{prefix}".encode()).hexdigest()[:32] + ".json"
 
 
