@@ -191,6 +191,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "openmpi": _program("mpicc.openmpi", "mpirun.openmpi"),
     "umoci": _program("umoci"),
     "skopeo": _program("skopeo"),
+    "registry": _program("docker-registry", "skopeo", "openssl"),
     "squashfs-tools": _program("mksquashfs", "unsquashfs"),
     "mmdebstrap": _program("mmdebstrap"),
     "bsdtar": _program("bsdtar"),
