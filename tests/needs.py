@@ -205,6 +205,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "gpg": _program("gpg", "gpgconf"),
     "cosign": _cosign,
     "docker-registry": _program("docker-registry"),
+    "registry": _program("docker-registry", "skopeo", "openssl"),
     "squashfs-tools": _program("mksquashfs", "unsquashfs"),
     "mmdebstrap": _program("mmdebstrap"),
     "bsdtar": _program("bsdtar"),

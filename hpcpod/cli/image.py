@@ -26,10 +26,11 @@ from hpcpod.config import runtime_directory
 from hpcpod.errors import ImageNotFound, StoreUnusable
 from hpcpod.frozen import replace
 from hpcpod.images.limits import Limits, configured
+from hpcpod.images.sources.access import Access
 from hpcpod.images.sources.checks import SIGNATURE, parse_checks
 from hpcpod.images.sources.platforms import parse_platform, platform_of
 from hpcpod.images.sources.reference import Reference, parse_reference
-from hpcpod.images.sources.source import Access, Described, open_source
+from hpcpod.images.sources.source import Described, open_source
 from hpcpod.images.stores import removal, upkeep
 from hpcpod.images.stores.admission import Terms
 from hpcpod.images.stores.destination import announced, unpack_to
@@ -94,7 +95,7 @@ def _checks(texts: tuple[str, ...]) -> frozenset[str]:
 def _access(reference: Reference, checks: frozenset[str]) -> Access:
     """For a command that does not put the image into a store."""
     blobs = f"{own_store().tmp}/blobs" if reference.transport == "docker" else ""
-    return Access(os.environ, checks, blobs)
+    return Access(os.environ, checks, blobs, StderrProgress())
 
 
 def _note_skipped(progress: Progress, count: int) -> None:
@@ -177,7 +178,7 @@ def pull(  # noqa: PLR0913 - an option each
         "",
         settings,
         form,
-        Access(os.environ, checks),
+        Access(os.environ, checks, progress=progress),
         Pull(when),
     )
     click.echo(_pull_into_site(order) if site else _pull(order))

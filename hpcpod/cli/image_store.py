@@ -13,9 +13,9 @@ import click
 from hpcpod.config import runtime_directory
 from hpcpod.errors import HpcpodError, UsageError
 from hpcpod.images.limits import configured
+from hpcpod.images.sources.access import Access
 from hpcpod.images.sources.checks import parse_checks
 from hpcpod.images.sources.platforms import platform_of
-from hpcpod.images.sources.source import Access
 from hpcpod.images.stores import collect, mounts, usage
 from hpcpod.images.stores.destination import sweep_announced
 from hpcpod.images.stores.explain import explain

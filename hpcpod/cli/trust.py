@@ -12,9 +12,10 @@ import click
 
 from hpcpod.errors import UsageError
 from hpcpod.images.limits import configured
+from hpcpod.images.sources.access import Access
 from hpcpod.images.sources.platforms import parse_platform, platform_of
 from hpcpod.images.sources.reference import parse_reference
-from hpcpod.images.sources.source import Access, open_source
+from hpcpod.images.sources.source import open_source
 from hpcpod.images.trust import directory as trust_directory
 from hpcpod.images.trust.directory import Candidate
 from hpcpod.images.trust.facts import Check, Subject, Verdict

@@ -56,6 +56,9 @@ class Blob:
             position += len(chunk)
             yield chunk
 
+    def interrupt(self) -> None:
+        """Nothing to do: a file never makes its reader wait."""
+
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self._fd)

@@ -12,37 +12,26 @@ import os
 from hpcpod.errors import ImageUnsupported
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
+from hpcpod.images.sources.access import NO_ACCESS, Access
 from hpcpod.images.sources.layout import open_layout
 from hpcpod.images.sources.manifest import ConfigDocument
 from hpcpod.images.sources.reference import Reference
-from hpcpod.images.sources.resolve import Documents, check_platform, find_manifest, read_documents
+from hpcpod.images.sources.resolve import find_manifest
+from hpcpod.images.sources.walk import Documents, check_platform, read_documents
 from hpcpod.images.trust.facts import Signature, Subject, path_scopes
 from hpcpod.log import Progress
 from hpcpod.model import FileStamp, Platform
 
+__all__ = ["Access", "Described", "OciSource", "Part", "Source", "described", "open_source"]
+
 TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from types import TracebackType
     from typing import Protocol, Self
 
     from hpcpod.images.unpacking.layers import Unpacked
 else:
     Protocol = object
-
-
-@frozen
-class Access:
-    """How what is not a file is reached.
-
-    environment: of whoever asks: where credentials and configuration lie, proxies.  insecure: checks that
-    were switched off by name: ``tls`` (certificates), ``http`` (registries without TLS).  blobs: directory
-    on the store's disk where blobs wait for being unpacked, and stay when a pull fails; empty for none.
-    """
-
-    environment: Mapping[str, str]
-    insecure: frozenset[str] = frozenset()
-    blobs: str = ""
 
 
 @frozen
@@ -74,6 +63,19 @@ class Described:
     def size(self) -> int:
         """Bytes of all layers as they are stored, compressed."""
         return sum(part.size for part in self.parts)
+
+
+def described(documents: Documents) -> Described:
+    """The documents of an image of the image-spec, or of Docker."""
+    return Described(
+        digest=documents.descriptor.digest,
+        parts=tuple(
+            Part(layer.blob.digest, layer.compression.value, layer.blob.size) for layer in documents.layers
+        ),
+        config=documents.config,
+        manifest_bytes=documents.manifest_bytes,
+        config_bytes=documents.config_bytes,
+    )
 
 
 class Source(Protocol):
@@ -159,20 +161,11 @@ class OciSource:
         descriptor = find_manifest(self._layout, self._reference, platform, self._limits)
         documents = read_documents(self._layout, descriptor, platform, self._limits)
         self._documents = documents
-        return Described(
-            digest=descriptor.digest,
-            parts=tuple(
-                Part(layer.blob.digest, layer.compression.value, layer.blob.size)
-                for layer in documents.layers
-            ),
-            config=documents.config,
-            manifest_bytes=documents.manifest_bytes,
-            config_bytes=documents.config_bytes,
-        )
+        return described(documents)
 
     def check_platform(self, built_for: Platform, wanted: Platform) -> None:
         """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
-        check_platform(self._layout, built_for, wanted)
+        check_platform(self._layout.name, built_for, wanted)
 
     def subject(self, platform: Platform) -> Subject:
         """Scopes: the directory or archive with its tag, without, and the directories above it."""
@@ -211,6 +204,10 @@ def open_source(reference: Reference, limits: Limits, access: Access | None = No
         from hpcpod.images.sources.sif_source import SifSource
 
         return SifSource(reference, limits)
+    if reference.transport == "docker":
+        from hpcpod.images.sources.registry.source import RegistrySource
+
+        return RegistrySource(reference, limits, access or NO_ACCESS)
     if reference.transport in ("oci", "oci-archive"):
         return OciSource(reference, limits)
     raise ImageUnsupported(f"image {reference}: transport {reference.transport} is not read yet")

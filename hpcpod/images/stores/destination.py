@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 
 from hpcpod.errors import UsageError
 from hpcpod.images.limits import Limits
+from hpcpod.images.sources.access import Access
 from hpcpod.images.sources.reference import Reference
-from hpcpod.images.sources.source import Access, open_source
+from hpcpod.images.sources.source import open_source
 from hpcpod.images.stores.admission import Terms, admit
 from hpcpod.images.stores.embryo import Beating, Embryo, is_dead, make_embryo, sweep, unique_name
 from hpcpod.images.unpacking.layers import Unpacked, write_error

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Directories in the making, or being removed: the name says who does it, and so whether they still do.
 
-The name is NODE-BOOT-PIDNS-PID-START-RANDOM, START being the process's time of start (proc(5), stat, field
-22): a pid that was used again is told apart.  No lock is needed, so the directory may lie on a file system
-that has none.  Where the maker cannot be asked after, because it is on another node or in another pid
-namespace, the time of change decides: a maker sets it again every BEAT_SECONDS.
+makers.py says how.  No lock is needed, so the directory may lie on a file system that has none.  A maker sets
+the time of change again every BEAT_SECONDS, for those who cannot ask after it.
 """
 
 from __future__ import annotations
@@ -14,19 +12,15 @@ import re
 import time
 from collections.abc import Callable
 
+from hpcpod.images.makers import FOREIGN_SECONDS, NAME, is_alive, unique_name
 from hpcpod.images.unpacking.tree import empty_directory
 from hpcpod.log import Progress
 
+__all__ = ["FOREIGN_SECONDS", "Beating", "Embryo", "is_dead", "make_embryo", "sweep", "unique_name"]
+
 BEAT_SECONDS = 20.0
 """How often a maker says that it is alive."""
-FOREIGN_SECONDS = 3600
-"""Age from which a directory whose maker cannot be asked after is taken for dead: 180 missed beats."""
-_NODE_MAX = 64
-_ID_DIGITS = 12
-_NAME = re.compile(r"([A-Za-z0-9_.]+)-([0-9a-f]+)-([0-9]+)-([0-9]+)-([0-9]+)-([0-9a-f]+)")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_START = 19
-"""Where the time of start is in /proc/PID/stat, counted behind the command's closing parenthesis."""
 
 
 class Embryo:
@@ -79,44 +73,6 @@ def _is_at(path: str, fd: int) -> bool:
         return False
 
 
-def unique_name() -> str:
-    """A name that no other process on any node takes."""
-    pid = os.getpid()
-    return f"{_node()}-{_boot()}-{_pid_namespace()}-{pid}-{_started(pid)}-{os.urandom(6).hex()}"
-
-
-def _node() -> str:
-    """The node's name and, as several may have the same, the beginning of its machine-id(5)."""
-    name = re.sub(r"[^A-Za-z0-9_.]", "_", os.uname().nodename)[:_NODE_MAX] or "node"
-    try:
-        with open("/etc/machine-id", encoding="ascii", errors="replace") as file:
-            return f"{name}.{re.sub('[^0-9a-f]', '', file.read(_ID_DIGITS))}"
-    except OSError:
-        return name
-
-
-def _boot() -> str:
-    fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 64).decode().strip().replace("-", "")[:12]
-    finally:
-        os.close(fd)
-
-
-def _pid_namespace() -> int:
-    return os.stat("/proc/self/ns/pid").st_ino
-
-
-def _started(pid: int) -> int | None:
-    """When a process started, in ticks since boot; None for one that is not there, or dead."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[_START])
-
-
 def make_embryo(parent: str, prefix: str = "") -> Embryo:
     """Make a directory below parent.  Raises OSError."""
     path = f"{parent}/{prefix}{unique_name()}"
@@ -138,7 +94,7 @@ def sweep(
     except FileNotFoundError:  # a store that somebody is just making, or was killed while making
         return 0
     for name in names:
-        match = _NAME.fullmatch(name[len(prefix) :]) if name.startswith(prefix) else None
+        match = NAME.fullmatch(name[len(prefix) :]) if name.startswith(prefix) else None
         if match is not None:
             removed += _remove_dead(f"{parent}/{name}", match, own, keep)
     return removed
@@ -151,7 +107,7 @@ def _remove_dead(path: str, maker: re.Match[str], own: bool, keep: Callable[[str
         return False
     try:
         status = os.fstat(fd)
-        if status.st_uid != os.geteuid() or _alive(maker, status, own):
+        if status.st_uid != os.geteuid() or is_alive(maker, status, own=own):
             return False
         # Its maker may have given it the final name while it still lived.
         if not _is_at(path, fd) or (keep is not None and keep(path)):
@@ -168,15 +124,5 @@ def _remove_dead(path: str, maker: re.Match[str], own: bool, keep: Callable[[str
 
 def is_dead(path: str) -> bool:
     """Whether path has a name as unique_name() makes them, and the process that made it is gone."""
-    match = _NAME.fullmatch(os.path.basename(path))
-    return match is not None and not _alive(match, os.lstat(path), own=False)
-
-
-def _alive(maker: re.Match[str], status: os.stat_result, own: bool) -> bool:
-    node, boot, namespace, pid, started = maker.group(1, 2, 3, 4, 5)
-    if boot != _boot() and node == _node():
-        return False  # this node, before it was booted again
-    if boot == _boot() and int(namespace) == _pid_namespace():
-        mine = int(pid) == os.getpid()
-        return not (own and mine) and _started(int(pid)) == int(started)
-    return time.time() - status.st_mtime < FOREIGN_SECONDS
+    match = NAME.fullmatch(os.path.basename(path))
+    return match is not None and not is_alive(match, os.lstat(path), own=False)

@@ -12,11 +12,12 @@ from hpcpod.config import runtime_directory
 from hpcpod.errors import ImageNotFound
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
+from hpcpod.images.sources.access import Access
 from hpcpod.images.sources.checks import SIGNATURE
 from hpcpod.images.sources.layout import stamp_of
 from hpcpod.images.sources.platforms import check_fits, platform_of
 from hpcpod.images.sources.reference import Reference, parse_reference
-from hpcpod.images.sources.source import Access, Source, open_source
+from hpcpod.images.sources.source import Source, open_source
 from hpcpod.images.stores import names
 from hpcpod.images.stores.admission import Admission, Terms, admit, tell_once
 from hpcpod.images.stores.names import Known
@@ -109,7 +110,7 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
         settings=settings,
         form=form,
         pull=pull,
-        access=Access(environment, insecure, f"{own.tmp}/blobs"),
+        access=Access(environment, insecure, f"{own.tmp}/blobs", progress or Silent()),
         runtime=runtime,
         terms=Terms(gates.without_user() if SIGNATURE in insecure else gates, receipts=f"{runtime}/trust"),
         site=open_site(settings),

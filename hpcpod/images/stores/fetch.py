@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from hpcpod.errors import StoreUnusable
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
+from hpcpod.images.sources.access import Access
 from hpcpod.images.sources.reference import Reference
-from hpcpod.images.sources.source import Access, Described, Source
+from hpcpod.images.sources.source import Described, Source
 from hpcpod.images.stores.embryo import Beating, Embryo, make_embryo, unique_name
 from hpcpod.images.stores.forms import choose, entry_name, parse_form
 from hpcpod.images.stores.pack import pack

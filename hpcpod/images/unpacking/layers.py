@@ -9,8 +9,7 @@ import os
 from hpcpod.errors import HpcpodError, ImageInvalid, StoreFull, StoreUnusable
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
-from hpcpod.images.sources.layout import OpenLayout
-from hpcpod.images.sources.resolve import Documents
+from hpcpod.images.sources.walk import Documents, Origin
 from hpcpod.images.unpacking.apply import Applier
 from hpcpod.images.unpacking.pipeline import Budget, Cancelled, LayerPipeline
 from hpcpod.images.unpacking.tarstream import ByteStream, TarReader
@@ -47,7 +46,7 @@ class Unpacked:
 
 
 def unpack_layers(  # noqa: PLR0913, PLR0917 - what, where, and how
-    layout: OpenLayout,
+    origin: Origin,
     image: Documents,
     directory: str,
     limits: Limits,
@@ -63,7 +62,7 @@ def unpack_layers(  # noqa: PLR0913, PLR0917 - what, where, and how
     check_space(directory, sum(layer.blob.size for layer in image.layers))
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     applier = Applier(root, limits, readable)
-    work = _Work(layout, image, applier, Budget(limits), limits, progress)
+    work = _Work(origin, image, applier, Budget(limits), limits, progress)
     progress.begin("unpacking", sum(layer.blob.size for layer in image.layers))
     try:
         for number in range(len(image.layers)):
@@ -82,7 +81,7 @@ def unpack_layers(  # noqa: PLR0913, PLR0917 - what, where, and how
 class _Work:
     """What unpacking every layer of an image needs."""
 
-    layout: OpenLayout
+    origin: Origin
     image: Documents
     applier: Applier
     budget: Budget
@@ -92,7 +91,7 @@ class _Work:
 
 def _unpack_layer(work: _Work, number: int) -> None:
     layer = work.image.layers[number]
-    blob = work.layout.open_blob(layer.blob)
+    blob = work.origin.open_blob(layer.blob)
     try:
         pipeline = LayerPipeline(layer, blob, work.limits, work.budget, work.progress.advance)
         try:
@@ -104,7 +103,7 @@ def _unpack_layer(work: _Work, number: int) -> None:
         finally:
             pipeline.close()
     except ImageInvalid as error:
-        message = f"{work.layout.name}: layer {number + 1} of {len(work.image.layers)}: {error.message}"
+        message = f"{work.origin.name}: layer {number + 1} of {len(work.image.layers)}: {error.message}"
         raise type(error)(message, hint=error.hint) from None
     finally:
         blob.close()

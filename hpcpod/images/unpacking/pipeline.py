@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 
 from hpcpod.errors import ImageDigestMismatch, ImageLimitExceeded
 from hpcpod.images.limits import Limits
-from hpcpod.images.sources.layout import Blob
 from hpcpod.images.sources.manifest import Compression, Layer
+from hpcpod.images.sources.walk import Content
 from hpcpod.images.unpacking.decompress import RAW_CHUNK, decompress
 from hpcpod.kernel import keep_freed_memory
 
@@ -111,7 +111,7 @@ class LayerPipeline:
     """
 
     def __init__(
-        self, layer: Layer, blob: Blob, limits: Limits, budget: Budget, advance: Callable[[int], None]
+        self, layer: Layer, blob: Content, limits: Limits, budget: Budget, advance: Callable[[int], None]
     ) -> None:
         keep_freed_memory()
         self._layer = layer
@@ -151,8 +151,10 @@ class LayerPipeline:
         """The error to report when reading chunks() raised `error`.
 
         A blob of the wrong digest comes first: it is the cause of whatever a decompressor or tar reader
-        stumbled over.
+        stumbled over.  What the disk refused is no fault of the blob's: the rest of it is not waited for.
         """
+        if isinstance(error, OSError):
+            self._abandon()
         self._stop()
         try:
             self._check_blob()
@@ -164,8 +166,13 @@ class LayerPipeline:
 
     def close(self) -> None:
         """End the threads, also in the middle of their work."""
-        self._abandoned = True
+        self._abandon()
         self._stop()
+
+    def _abandon(self) -> None:
+        """What is still to come of the blob is not wanted, not even for its digest."""
+        self._abandoned = True
+        self._blob.interrupt()
 
     def _stop(self) -> None:
         self._raw.cancel()

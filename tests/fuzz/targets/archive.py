@@ -12,7 +12,8 @@ from hpcpod.errors import HpcpodError
 from hpcpod.images.sources.archive import ArchiveLayout
 from hpcpod.images.sources.layout import OpenLayout
 from hpcpod.images.sources.reference import Reference
-from hpcpod.images.sources.resolve import find_manifest, read_documents
+from hpcpod.images.sources.resolve import find_manifest
+from hpcpod.images.sources.walk import read_documents
 from hpcpod.images.unpacking.names import normal_name
 from hpcpod.model import Platform
 from tests.fuzz.scratch import Scratch

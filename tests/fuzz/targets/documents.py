@@ -15,7 +15,8 @@ import re
 from hpcpod.errors import HpcpodError, ImageNotFound
 from hpcpod.images.sources.layout import Blob, OpenLayout
 from hpcpod.images.sources.reference import Reference, is_digest
-from hpcpod.images.sources.resolve import Documents, find_manifest, read_documents
+from hpcpod.images.sources.resolve import find_manifest
+from hpcpod.images.sources.walk import Documents, read_documents
 from hpcpod.model import FileStamp, Platform
 from tests.fuzz.target import SMALL, Broken, Target, refused
 from tests.testbed.layouts import CONFIG, INDEX, LAYER, MANIFEST
