@@ -73,6 +73,13 @@ class Files:
         self.note(path, raw)
         return raw
 
+    def is_there(self, path: str) -> bool:
+        """Whether there is such a directory; where there is none, none may come."""
+        fd = self._open(path, _OPEN | os.O_DIRECTORY)
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
+
     def names(self, path: str, owners: frozenset[int]) -> tuple[str, ...]:
         """What is in a directory, sorted, without what begins with a dot; empty where there is none."""
         fd = self._open(path, _OPEN | os.O_DIRECTORY)

@@ -78,8 +78,8 @@ class Gates:
 
     revoked: fingerprints that no rule accepts, by gate.  stamps: of all files and directories that were read;
     all zero (but for the path) for what was looked for and not there, and must stay absent.  fingerprint: a
-    hash of the same content.  user_unsigned: ``accept`` or ``reject``, for users' stores where no gate
-    decides.
+    hash of the same content, empty where nothing is decided.  user_unsigned: ``accept`` or ``reject``, for
+    users' stores where no gate decides.
     """
 
     site: Gate
@@ -135,14 +135,10 @@ def gates(settings: Settings, environment: Mapping[str, str], uid: int) -> Gates
     )
     shared = site.policy == _SHARED_POLICY and not settings.trust_policy
     undecided = shared and site.default is not None and _accepts(site.default)
-    return Gates(
-        replace(site, undecided=undecided),
-        user,
-        revoked | also,
-        files.stamps,
-        files.fingerprint,
-        settings.user_unsigned,
+    found = Gates(
+        replace(site, undecided=undecided), user, revoked | also, files.stamps, "", settings.user_unsigned
     )
+    return found if found.is_open else replace(found, fingerprint=files.fingerprint)
 
 
 def _accepts(place: Place) -> bool:
@@ -178,10 +174,12 @@ def _gate(files: Files, gate: Gate, read: _Read, owners: frozenset[int]) -> tupl
         what = shown(path)
         policy = parse_policy(raw, what)
         default, scopes = _policy(files, policy, what, policy_owners)
-    for place, rule in _rules(files, gate.directory, owners) if gate.directory else ():
-        key = rule.transport, rule.prefix
-        scopes[key] = (*scopes.get(key, ()), place)
-    revoked = read_revoked(files, gate.directory, owners) if gate.directory else frozenset()
+    revoked: frozenset[str] = frozenset()
+    if gate.directory and files.is_there(gate.directory):
+        for place, rule in _rules(files, gate.directory, owners):
+            key = rule.transport, rule.prefix
+            scopes[key] = (*scopes.get(key, ()), place)
+        revoked = read_revoked(files, gate.directory, owners)
     return replace(gate, policy=path if raw is not None else "", scopes=scopes, default=default), revoked
 
 
