@@ -144,7 +144,9 @@ class Crowd:
         """Of root, who starts each user's command after what a prolog would do."""
         config = place.disk / f"crowd{self.number}.toml"
         store, run = place.disk / f"site{self.number}", place.memory / f"site{self.number}"
-        config.write_text(f'[site]\nstore = "{store}"\nrun = "{run}"\naccount = "{UNPACKER}"\n')
+        config.write_text(
+            f'[site]\nstore = "{store}"\nrun = "{run}"\naccount = "{UNPACKER}"\n{place.accepting}'
+        )
         return {**Account(0, 0).environment, **({"HPCPOD_CONFIG": str(config)} if self.shared else {})}
 
     def user(self, place: Room, user: int) -> Account:

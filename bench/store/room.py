@@ -29,6 +29,16 @@ class Room:
         """The hpcpod.toml that names the room's site store."""
         return self.disk / "hpcpod.toml"
 
+    @property
+    def policy(self) -> Path:
+        """The site's policy, which accepts everything: what is measured has no signatures."""
+        return self.disk / "policy.json"
+
+    @property
+    def accepting(self) -> str:
+        """The table of a hpcpod.toml that names it."""
+        return f'[trust]\npolicy = "{self.policy}"\n'
+
     def user(self, number: int, without_site: bool = False) -> Account:
         """A plain user with a store and a run-time directory of its own."""
         uid = FIRST_USER + number
@@ -58,8 +68,9 @@ def room(front: Path) -> Iterator[Room]:
         made = Room(Path(disk), Path(memory))
         for path in (made.disk, made.memory):
             path.chmod(0o755)
+        made.policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         made.config.write_text(
-            f'[site]\nstore = "{disk}/site"\nrun = "{memory}/site"\naccount = "{UNPACKER}"\n'
+            f'[site]\nstore = "{disk}/site"\nrun = "{memory}/site"\naccount = "{UNPACKER}"\n{made.accepting}'
         )
         try:
             yield made

@@ -214,11 +214,15 @@ def _is_locked(path: Path) -> bool:
 
 def write_config(base: Path) -> Path:
     """Write a site's configuration that names no place but below `base`; where it is."""
-    path = base / "hpcpod.toml"
+    path, policy = base / "hpcpod.toml", base / "site" / "policy.json"
     path.write_text(
         f'[site]\nstore = "{base}/site/store"\nrun = "{base}/site/run"\naccount = {needs.PLAIN_UID}\n'
+        f'[trust]\npolicy = "{policy}"\n'
     )
-    path.chmod(0o644)
+    policy.parent.mkdir(exist_ok=True)
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    for made in (path, policy):
+        made.chmod(0o644)
     return path
 
 

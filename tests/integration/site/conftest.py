@@ -72,8 +72,17 @@ class Site:
         """Write the configuration: more tables, and more keys of [site]."""
         keys = {"store": str(self.store), "run": str(self.runtime), "account": str(ACCOUNT), **site}
         rows = [f"{name} = {json.dumps(value)}" for name, value in keys.items()]
+        if "[trust]" not in text:  # these tests are not about who signs
+            text += f'\n[trust]\npolicy = "{self.policy({"type": "insecureAcceptAnything"})}"'
         self.config.write_text("\n".join(["[site]", *rows, text, ""]))
         self.config.chmod(0o644)
+
+    def policy(self, *requirements: dict[str, Any], name: str = "policy.json") -> Path:
+        """Write a policy of the site's."""
+        path = self.base / name
+        path.write_text(json.dumps({"default": list(requirements)}))
+        path.chmod(0o644)
+        return path
 
     def account(self, uid: int) -> Account:
         """A user with a store and a run-time directory of its own below ours."""

@@ -14,6 +14,7 @@ from hpcpod.log import shown
 
 BUNDLE = "application/vnd.dev.sigstore.bundle"
 """Beginning of the type of a sigstore bundle, whose version follows."""
+_EMPTY = "application/vnd.oci.empty.v1+json"
 SIGNATURE = "dev.cosignproject.cosign/signature"
 LAYERS = 64
 
@@ -30,8 +31,13 @@ class Attachment:
 
     @property
     def is_bundle(self) -> bool:
-        """Whether it is, or holds, a sigstore bundle."""
-        return (self.kind or self.media_type).startswith(BUNDLE)
+        """Whether it is a sigstore bundle."""
+        return self.media_type.startswith(BUNDLE)
+
+    @property
+    def may_hold_bundle(self) -> bool:
+        """Whether a manifest in a list may hold one: cosign 3 calls itself empty where it keeps the list."""
+        return self.kind in ("", _EMPTY) or self.kind.startswith(BUNDLE)
 
 
 @frozen

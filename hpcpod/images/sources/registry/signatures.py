@@ -115,7 +115,7 @@ class _Collector:
             descriptor
             for raw in pages
             for descriptor in parse_referrers(raw, self._what(what), self._limits)
-            if descriptor.is_bundle and descriptor.media_type == OCI_MANIFEST
+            if descriptor.may_hold_bundle and descriptor.media_type == OCI_MANIFEST
         ]
         if len(found) > SIGNATURES:
             raise ImageLimitExceeded(f"{self._what(what)}: more than {SIGNATURES}")
