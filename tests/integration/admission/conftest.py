@@ -29,7 +29,12 @@ class Shelf:
 
     registry: Registry
     layouts: dict[str, Path]
-    cosign: Cosign
+    keys: Cosign | None
+
+    @property
+    def cosign(self) -> Cosign:
+        assert self.keys, "the test is not marked `signs`"
+        return self.keys
 
     @property
     def name(self) -> str:
@@ -128,10 +133,10 @@ def shelf(
     request: pytest.FixtureRequest,
 ) -> Iterator[Shelf]:
     """The registry, with version one as ``a/tool:1``."""
-    cosign = request.getfixturevalue("keys") if request.node.get_closest_marker("signs") else None
+    keys = request.getfixturevalue("keys") if request.node.get_closest_marker("signs") else None
     authority = Authority(tmp_path_factory.mktemp("authority"))
     with Registry(tmp_path / "registry", authority, tls=False) as registry:
-        made = Shelf(registry, layouts_of, cosign)
+        made = Shelf(registry, layouts_of, keys)
         made.put("one")
         yield made
 
