@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-from tests.testbed.authority import Authority, openssl
+from tests.testbed.authority import HOSTS, Authority, openssl
 from tests.testbed.webserver import Answer, Asked, Server
 
 USER, PASSWORD = "tester", "sesame and salt"
@@ -33,7 +33,8 @@ def free_port() -> int:
 class TokenServer(Server):
     """distribution's token server (spec/auth/token.md, oauth.md): tokens are JWT, RS256.
 
-    seconds: how long they are good.  refused: says no to everybody.
+    seconds: how long they are good; said_seconds: what is said of that.  leeway: seconds that the registry
+    takes them for longer.
     """
 
     def __init__(self, authority: Authority) -> None:
@@ -46,6 +47,7 @@ class TokenServer(Server):
         )
         self.seconds = 300
         self.said_seconds: int | None = None
+        self.leeway = 0
         self.name = "token"
         self.refresh = "identity-of-the-tester"
         self._x5c = base64.b64encode(
@@ -75,7 +77,7 @@ class TokenServer(Server):
             for name, _, actions in [rest.rpartition(":")]
         ]
         claims = {"iss": ISSUER, "sub": USER, "aud": SERVICE, "jti": os.urandom(8).hex(), "access": access}
-        times = {"iat": now - 10, "nbf": now - 10, "exp": now + self.seconds}
+        times = {"iat": now - 10, "nbf": now - 10, "exp": now + self.seconds - self.leeway}
         head = {"typ": "JWT", "alg": "RS256", "x5c": [self._x5c]}
         text = b".".join(_encoded(json.dumps(part).encode()) for part in (head, {**claims, **times}))
         signature = openssl("dgst", "-sha256", "-sign", str(self.key), input=text)
@@ -89,12 +91,19 @@ def _encoded(raw: bytes) -> bytes:
 class Registry:
     """A docker-registry.  A context manager.
 
-    auth: ``none``, ``basic`` or ``token``.  tls: by the authority.
+    auth: ``none``, ``basic`` or ``token``.  tls: by the authority, for these hosts.
     """
 
     def __init__(
-        self, directory: Path, authority: Authority, auth: str = "none", *, tls: bool = True
+        self,
+        directory: Path,
+        authority: Authority,
+        auth: str = "none",
+        *,
+        tls: bool = True,
+        hosts: str = HOSTS,
     ) -> None:
+        self.hosts = hosts
         self.directory = directory
         self.authority = authority
         self.auth = auth
@@ -134,7 +143,7 @@ class Registry:
     def _configuration(self) -> dict[str, Any]:
         http: dict[str, Any] = {"addr": f"127.0.0.1:{self.port}", "secret": "of the tests"}
         if self.tls:
-            certificate, key = self.authority.certify(f"registry-{self.port}")
+            certificate, key = self.authority.certify(f"registry-{self.port}", self.hosts)
             http["tls"] = {"certificate": str(certificate), "key": str(key)}
         found: dict[str, Any] = {
             "version": 0.1,

@@ -125,7 +125,10 @@ class Server(ThreadingHTTPServer):
         if self._context is not None:
             request.settimeout(20)
             request = self._context.wrap_socket(request, server_side=True)
-        Handler(request, client_address, self)
+        try:
+            Handler(request, client_address, self)
+        finally:
+            request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Connections break here all the time."""

@@ -110,6 +110,8 @@ class Arrivals:
 
     def forget(self) -> None:
         """Remove all files: the image is unpacked."""
+        for thread in self._threads:  # all has come, but a last file may be without its name yet
+            thread.join()
         for blob in self._blobs.values():
             blob.discard()
 
@@ -244,12 +246,12 @@ def _skipped(response: BaseHTTPResponse, start: int, size: int) -> int:
 def _copy(
     response: BaseHTTPResponse, blob: Arriving, skip: int, patience: Patience, stopping: threading.Event
 ) -> None:
-    """Write what comes.  Raises Trouble, Stopped, OSError of the file."""
+    """Write what comes, up to what was promised.  Raises Trouble, Stopped, OSError of the file."""
     import urllib3
 
     size = blob.descriptor.size
     count, begun = 0, time.monotonic()
-    while True:
+    while blob.have < size:
         try:
             chunk = response.read1(STEP)
         except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -261,9 +263,7 @@ def _copy(
         count += len(chunk)
         fresh = chunk[skip:]
         skip = max(0, skip - len(chunk))
-        if blob.have + len(fresh) > size:
-            raise final(f"its blob has more than {size} bytes", ImageDigestMismatch)
-        blob.write(fresh)
+        blob.write(fresh[: size - blob.have])
         now = time.monotonic()
         if now - begun >= patience.slow_seconds:
             if count < patience.slowest * (now - begun):

@@ -5,7 +5,13 @@ from __future__ import annotations
 
 import hashlib
 
-from hpcpod.errors import ImageDigestMismatch, ImageLimitExceeded, ImageNotFound, ImageUnsupported
+from hpcpod.errors import (
+    HpcpodError,
+    ImageDigestMismatch,
+    ImageInvalid,
+    ImageLimitExceeded,
+    ImageUnsupported,
+)
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.manifest import INDEX_TYPES, MANIFEST_TYPES, Descriptor
@@ -14,6 +20,7 @@ from hpcpod.images.sources.registry.client import Client
 from hpcpod.images.sources.registry.places import Places
 from hpcpod.images.sources.registry.trouble import Trouble, final
 from hpcpod.images.sources.registry.web import read_body
+from hpcpod.images.strictjson import Fields, parse_object
 from hpcpod.log import shown
 
 TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
@@ -51,29 +58,29 @@ class RegistryDocuments:
 
         A tag that is not written is ``latest``.  Raises HpcpodError of many kinds.
         """
-        longest = self._limits.json_bytes
         found, client = self.places.ask(
             f"image {self.name}",
-            lambda client: manifest(client, digest or client.place.tag or "latest", ACCEPT, longest),
+            lambda client: self._typed(
+                manifest(client, digest or client.place.tag or "latest", ACCEPT, self._limits.json_bytes)
+            ),
         )
         self.places.prefer(client)
-        return self._typed(found)
+        self._known[found.digest] = found.raw
+        return found
 
     def _typed(self, document: Document) -> Document:
-        """With the type that it says itself where the server did not."""
-        from hpcpod.images.strictjson import Fields, parse_object
-
-        self._known[document.digest] = document.raw
+        """With the type that it says itself where the server did not.  Raises Trouble."""
         if document.media_type not in _UNTYPED:
             return document
-        what = f"{self.name}: manifest {document.digest}"
-        fields = Fields(parse_object(document.raw, what, self._limits), what)
+        try:
+            fields = Fields(parse_object(document.raw, "its manifest", self._limits), "its manifest")
+            said = fields.text("mediaType", "")
+        except ImageInvalid as error:
+            raise final(error.message, type(error), error.hint) from None
         if fields.has("fsLayers"):
-            raise schema_1(self.name)
-        said = fields.text("mediaType", "")
-        guess = "application/vnd.oci.image."
-        guess += "index.v1+json" if fields.has("manifests") else "manifest.v1+json"
-        return Document(document.raw, document.digest, said or guess)
+            raise _schema_1()
+        guess = "index.v1+json" if fields.has("manifests") else "manifest.v1+json"
+        return Document(document.raw, document.digest, said or f"application/vnd.oci.image.{guess}")
 
     def read_blob(self, descriptor: Descriptor) -> bytes:
         """A document by its descriptor, whole and verified.  Raises HpcpodError of many kinds."""
@@ -99,11 +106,12 @@ class RegistryDocuments:
         return found.raw
 
 
-def schema_1(name: str) -> ImageUnsupported:
-    """The error for a manifest of the first schema, whose layers no digest of the image holds together."""
-    return ImageUnsupported(
-        f"image {name}: its manifest is Docker's schema 1, which is not read",
-        hint="skopeo copy --format v2s2 makes an image of schema 2 from it",
+def _schema_1() -> Trouble:
+    """The trouble with a manifest of the first schema, whose layers no digest of the image holds together."""
+    return final(
+        "its manifest is Docker's schema 1, which is not read",
+        ImageUnsupported,
+        "skopeo copy --format v2s2 makes an image of schema 2 from it",
     )
 
 
@@ -117,7 +125,7 @@ def manifest(client: Client, reference: str, accept: str, longest: int) -> Docum
     promised = response.headers.get("docker-content-digest", "")
     raw = _read(response, client, longest)
     if media_type in SCHEMA_1:
-        raise final("its manifest is Docker's schema 1, which is not read", ImageUnsupported)
+        raise _schema_1()
     if media_type not in _UNTYPED | MANIFEST_TYPES | INDEX_TYPES and not media_type.endswith("json"):
         raise final(f"answers {shown(media_type)}, which is no manifest and no index")
     if promised and not is_digest(promised):
@@ -134,27 +142,30 @@ def manifest(client: Client, reference: str, accept: str, longest: int) -> Docum
 def blob(client: Client, digest: str, size: int) -> bytes:
     """A small blob, whole, its digest checked.  Raises Trouble."""
     response = client.get(f"blobs/{digest}", {})
-    raw = _read(response, client, size)
+    raw = _read(response, client, size, ImageDigestMismatch)
     if digest_of(raw, digest) != digest:
         raise final(f"its blob has digest {digest_of(raw, digest)}, expected {digest}", ImageDigestMismatch)
     return raw
 
 
-def _read(response: BaseHTTPResponse, client: Client, longest: int) -> bytes:
-    """The body; one that is longer than its size promises, or any document may be, is refused early."""
+def _read(
+    response: BaseHTTPResponse,
+    client: Client,
+    longest: int,
+    kind: type[HpcpodError] = ImageLimitExceeded,
+) -> bytes:
+    """The body; one that is longer than was promised, or than any document may be, is refused early.
+
+    kind: of the error for that.
+    """
     announced = response.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:19]) > longest:
         response.close()
-        raise final(f"announces {int(announced[:19])} bytes, expected at most {longest}", ImageLimitExceeded)
-    return read_body(response, longest, client.patience)
+        raise final(f"announces {int(announced[:19])} bytes, expected at most {longest}", kind)
+    return read_body(response, longest, client.patience, kind)
 
 
 def digest_of(raw: bytes, like: str) -> str:
     """The digest of bytes, by the algorithm of another."""
     algorithm = like.partition(":")[0]
     return f"{algorithm}:{hashlib.new(algorithm, raw).hexdigest()}"
-
-
-def absent(trouble: Trouble) -> bool:
-    """Whether a place says that it has no such thing."""
-    return trouble.kind is ImageNotFound

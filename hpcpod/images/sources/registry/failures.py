@@ -12,6 +12,16 @@ from hpcpod.images.sources.registry.patience import Patience
 from hpcpod.images.sources.registry.trouble import Trouble, final
 from hpcpod.log import shown
 
+_REFUSALS = (
+    errno.ECONNREFUSED,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.EADDRNOTAVAIL,
+    errno.EACCES,
+    errno.EPERM,
+)
+"""Why there is no connection at all."""
+
 
 def trouble_of(error: Exception, patience: Patience) -> Trouble:
     """What an exception of urllib3's, or below it, means; no URL is shown, they may hold secrets."""
@@ -64,23 +74,22 @@ def _causes(error: BaseException) -> list[BaseException]:
 def _refused(causes: list[BaseException]) -> str:
     """The operating system's word for a connection that could not be made; empty for another failure."""
     for cause in causes:
-        if isinstance(cause, OSError) and cause.errno in (
-            errno.ECONNREFUSED,
-            errno.EHOSTUNREACH,
-            errno.ENETUNREACH,
-            errno.EADDRNOTAVAIL,
-            errno.EACCES,
-            errno.EPERM,
-        ):
-            return f"{os.strerror(cause.errno).lower()} ({errno.errorcode[cause.errno]})"
+        code = _system_errno(cause)
+        if code in _REFUSALS:
+            return f"{os.strerror(code).lower()} ({errno.errorcode[code]})"
     return ""
+
+
+def _system_errno(cause: BaseException) -> int:
+    """0 for none; the numbers of an SSLError are of another kind."""
+    return cause.errno or 0 if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) else 0
 
 
 def _cut(causes: list[BaseException]) -> str:
     for cause in causes:
         if type(cause) is ConnectionAbortedError and isinstance(cause.args[0], str):
             return cause.args[0]  # of Watched
-        code = errno.errorcode.get(cause.errno or 0, "") if isinstance(cause, OSError) else ""
-        if isinstance(cause, OSError) and code and cause.strerror:
-            return f"connection cut: {cause.strerror.lower()} ({code})"
+        code = _system_errno(cause)
+        if code in errno.errorcode:
+            return f"connection cut: {os.strerror(code).lower()} ({errno.errorcode[code]})"
     return "connection cut, or its answer is not HTTP"

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 
-from hpcpod.errors import TrustUnusable, UsageError
+from hpcpod.errors import HpcpodError, RegistryFailed, TrustUnusable, UsageError
 from hpcpod.images.sources.registry.failures import trouble_of
 from hpcpod.images.sources.registry.files import SYSTEM, drop_ins, user_config
 from hpcpod.images.sources.registry.patience import Patience
@@ -195,6 +195,10 @@ class Web:
                 raise TrustUnusable(f"{shown(path)}: a client certificate without its key {shown(key)}")
             _load(lambda path=path, key=key: context.load_cert_chain(path, key, ""), path)
         if not verify:
+            import urllib3
+
+            # Whoever switched the check off knows it.
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
@@ -239,8 +243,13 @@ def origin_of(url: str) -> tuple[str, str, int]:
     return parts.scheme, f"[{host}]" if ":" in host else host, port
 
 
-def read_body(response: BaseHTTPResponse, longest: int, patience: Patience) -> bytes:
-    """A short body, whole.  Raises Trouble for one that is too long, too slow, or cut."""
+def read_body(
+    response: BaseHTTPResponse,
+    longest: int,
+    patience: Patience,
+    kind: type[HpcpodError] = RegistryFailed,
+) -> bytes:
+    """A short body, whole.  Raises Trouble for one that is too long (of this kind), too slow, or cut."""
     import urllib3
 
     if response.headers.get("content-encoding", "identity").lower() != "identity":
@@ -255,7 +264,7 @@ def read_body(response: BaseHTTPResponse, longest: int, patience: Patience) -> b
             parts.append(chunk)
             count += len(chunk)
             if count > longest:
-                raise final(f"answers more than {longest} bytes")
+                raise final(f"answers more than {longest} bytes", kind)
             if time.monotonic() > until:
                 raise Trouble(f"answer not complete after {patience.document:.0f} s")
     except (urllib3.exceptions.HTTPError, OSError) as error:
