@@ -206,6 +206,8 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "cosign": _cosign,
     "docker-registry": _program("docker-registry"),
     "registry": _program("docker-registry", "skopeo", "openssl"),
+    "erofs-utils": _program("mkfs.erofs"),
+    "podman": _program("podman"),
     "squashfs-tools": _program("mksquashfs", "unsquashfs"),
     "mmdebstrap": _program("mmdebstrap"),
     "bsdtar": _program("bsdtar"),
