@@ -172,7 +172,7 @@ def _changing(directory: str) -> Iterator[None]:
 
 
 def _make(path: str) -> None:
-    """Make a directory and those above it, whatever the umask: all read the site's, a user reads their own."""
+    """Make a directory and those above it, whatever the umask: all read the site's, users their own."""
     if os.path.isdir(path):
         return
     parent = os.path.dirname(path)
