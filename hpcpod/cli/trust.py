@@ -18,7 +18,7 @@ from hpcpod.images.sources.reference import parse_reference
 from hpcpod.images.sources.source import open_source
 from hpcpod.images.trust import directory as trust_directory
 from hpcpod.images.trust.directory import Candidate
-from hpcpod.images.trust.facts import Check, Subject, Verdict
+from hpcpod.images.trust.facts import Check, Signature, Subject, Verdict
 from hpcpod.images.trust.gates import SITE_DIRECTORY, user_directory
 from hpcpod.images.trust.gates import gates as read_gates
 from hpcpod.images.trust.judge import Decision, combined, decisions, name_of, words
@@ -202,21 +202,21 @@ def explain(reference: str, site: bool, platform: str | None, as_json: bool) -> 
     found = decisions(gates, subject, signatures, int(time.time()), site=site)
     verdict = combined(gates, found, site=site)
     if as_json:
-        click.echo(json.dumps(_document(subject, found, verdict, len(signatures)), indent=1))
+        click.echo(json.dumps(_document(subject, found, verdict, signatures), indent=1))
     else:
-        _print(subject, found, verdict, len(signatures))
+        _print(subject, found, verdict, signatures)
     return 0 if verdict.accepted else 1
 
 
 def _document(
-    subject: Subject, found: tuple[Decision, ...], verdict: Verdict, count: int
+    subject: Subject, found: tuple[Decision, ...], verdict: Verdict, signatures: tuple[Signature, ...]
 ) -> dict[str, object]:
     return {
         "image": name_of(subject),
         "transport": subject.transport,
         "digest": subject.digest,
         "scopes": list(subject.scopes),
-        "signatures": count,
+        "signatures": [{"kind": each.kind.value, "origin": each.origin} for each in signatures],
         "gates": [
             {
                 "gate": each.gate,
@@ -239,10 +239,14 @@ def _document(
     }
 
 
-def _print(subject: Subject, found: tuple[Decision, ...], verdict: Verdict, count: int) -> None:
+def _print(
+    subject: Subject, found: tuple[Decision, ...], verdict: Verdict, signatures: tuple[Signature, ...]
+) -> None:
     click.echo(f"image       {name_of(subject)}")
     click.echo(f"digest      {subject.digest}")
-    click.echo(f"signatures  {count}")
+    click.echo(f"signatures  {len(signatures) or 'none'}")
+    for signature in signatures:
+        click.echo(f"  {signature.kind.value}: {shown(signature.origin)}")
     for each in found:
         said = {True: "accepts", False: "rejects", None: "has no rule for it"}[each.accepted]
         click.echo(f"{each.gate:<10}  {said}")
@@ -258,7 +262,7 @@ def _print(subject: Subject, found: tuple[Decision, ...], verdict: Verdict, coun
 
 
 def _print_check(check: Check) -> None:
-    click.echo(f"  {'good' if check.good else 'not accepted'}: {check.origin or 'the image'}")
+    click.echo(f"  {'good' if check.good else 'not accepted'}: {shown(check.origin) or 'the image'}")
     click.echo(f"    for {check.requirement}")
     if check.key:
         click.echo(f"    key {check.key}")

@@ -83,7 +83,7 @@ def refused(error: HpcpodError) -> None:
     lines = error.lines().split("\n")
     if not error.message or len(lines) > 3 or not all(line.isprintable() for line in lines):
         raise Broken(f"message: {error.lines()!r}")
-    if not error.slug.startswith("image-"):
+    if not error.slug.startswith(("image-", "trust-")):
         raise Broken(f"{error.slug}: {error.message}") from error
     if len(error.message) > LONGEST:
         raise Broken(f"message of {len(error.message)} characters")

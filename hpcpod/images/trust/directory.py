@@ -172,15 +172,16 @@ def _changing(directory: str) -> Iterator[None]:
 
 
 def _make(path: str) -> None:
-    """Make a directory and those above it; all may read it, whatever the umask, since all are to be bound."""
+    """Make a directory and those above it, whatever the umask: all read the site's, users their own."""
     if os.path.isdir(path):
         return
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
         _make(parent)
     with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o755)
-        os.chmod(path, 0o755)  # noqa: S103 - public keys, which all who start images must read
+        mode = 0o755 if os.geteuid() == 0 else 0o700
+        os.mkdir(path, mode)
+        os.chmod(path, mode)
 
 
 def _write(path: str, data: bytes) -> None:

@@ -223,7 +223,13 @@ def compare_sif(signed: bytes, real: bytes) -> None:
     signed: the message of a SIF signature (github.com/sylabs/sif, pkg/integrity, metadata.go).  real: a
     Signature's payload (facts.py).
     """
-    has = fields(document(real, "file"), "file", ("first", "header", "objects"))
+    try:
+        _compare_sif(signed, fields(document(real, "file"), "file", ("first", "header", "objects")))
+    except (KeyError, TypeError, AttributeError):
+        raise PayloadError("file: its digests are not there") from None
+
+
+def _compare_sif(signed: bytes, has: dict[str, Any]) -> None:
     says = fields(document(signed, "message"), "message", ("version", "header", "objects"))
     if says["version"] != 1 or isinstance(says["version"], bool):
         raise PayloadError("message: expected version 1")

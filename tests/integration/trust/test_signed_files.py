@@ -116,3 +116,11 @@ def test_the_format_is_that_of_a_real_file() -> None:
     """The digests that this testbed computes are those that the format's own library has signed."""
     start = REAL.index(b"{", REAL.index(b"-----BEGIN PGP SIGNED MESSAGE-----"))
     compare_sif(REAL[start : REAL.index(b"\n-----BEGIN PGP SIGNATURE", start)], sif_payload(REAL))
+
+
+@pytest.mark.parametrize("payload", [b"", b"{}", b"[]", b'{"first": "1", "header": {}, "objects": {}}'])
+def test_digests_that_a_source_does_not_hand_over(ring: Ring, tmp_path: Path, payload: bytes) -> None:
+    for make in (detached, in_sif):
+        way = make(ring.gpg, tmp_path)
+        signature = replace(way.make(ring.good), payload=payload)
+        assert not verdict(asked(*ring.gpg.keys("good")), [signature], way.image).accepted
