@@ -297,7 +297,8 @@ def test_mirror_by_digest_only(plain_registry: Registry, authority: Authority, p
     with Faulty(plain_registry.host, authority.server("mirror")) as mirror:
         write_home(puller.home, authority, mirror.host)
         text = (
-            f'[[registry]]\nlocation = "{plain_registry.host}"\ninsecure = true\nmirror-by-digest-only = true\n'
+            f'[[registry]]\nlocation = "{plain_registry.host}"\ninsecure = true\n'
+            "mirror-by-digest-only = true\n"
             f'[[registry.mirror]]\nlocation = "{mirror.host}"\n'
         )
         conf(puller, text)
