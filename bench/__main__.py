@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m bench``: all benchmarks, one after the other; results go to build/bench.
 
-start-up on one node, unpacking, pulling from a registry (bench.pull, run alone), the stores (root only: the site's is root's), start-up through Slurm (root
+start-up on one node, unpacking, the stores (root only: the site's is root's), start-up through Slurm (root
 only: it makes the test cluster).  Each can be run alone: ``python -m bench.startup``, ``bench.unpack``,
-``bench.store``, ``bench.slurm``.
+``bench.store``, ``bench.slurm``.  ``bench.pull`` is run alone only: it needs a registry.
 """
 
 from __future__ import annotations
