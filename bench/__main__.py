@@ -3,7 +3,7 @@
 
 start-up on one node, unpacking, the stores (root only: the site's is root's), start-up through Slurm (root
 only: it makes the test cluster).  Each can be run alone: ``python -m bench.startup``, ``bench.unpack``,
-``bench.store``, ``bench.slurm``.
+``bench.store``, ``bench.slurm``.  ``bench.pull`` is run alone only: it needs a registry.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Puller:
             "XDG_RUNTIME_DIR": str(self.home / "run"),
             "PATH": os.environ["PATH"],
         }
-        self._count = 0
+        self.count = 0
 
     def source(
         self, reference: str, told: Told, patience: Patience = HASTY, **more: object
@@ -82,7 +82,7 @@ class Puller:
         """The image, opened."""
         insecure = more.get("insecure", frozenset())
         assert isinstance(insecure, frozenset)
-        access = Access(self.environment, insecure, str(self.blobs), told)
+        access = Access(self.environment, insecure, str(more.get("blobs", self.blobs)), told)
         return RegistrySource(parse_reference(reference), DEFAULT_LIMITS, access, patience)
 
     def pull(
@@ -93,8 +93,8 @@ class Puller:
         **more: object,
     ) -> Pulled:
         """Find, describe and unpack."""
-        self._count += 1
-        out = self.directory / f"out-{self._count}"
+        self.count += 1
+        out = self.directory / f"out-{self.count}"
         out.mkdir()
         result, start = Pulled(), time.monotonic()
         try:

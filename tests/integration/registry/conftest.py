@@ -12,7 +12,7 @@ import pytest
 from tests.testbed.authority import Authority
 from tests.testbed.layouts import Layer, digest, directory, file, image, symlink, write_layout
 from tests.testbed.pulls import Puller
-from tests.testbed.registry import Registry
+from tests.testbed.registry import Registry, write_home
 
 SEED = 7
 
@@ -26,6 +26,8 @@ def content() -> dict[str, bytes]:
     }
 
 
+TREE = {**content(), "sh": b"bin/tool"}
+"""The image's tree, as tree_of() has it."""
 MIDDLE = file(b"large", content()["large"])
 LARGE = f"/blobs/{digest(Layer(MIDDLE).packed)}"
 """In the path of the large layer of the image ``gzip``."""
@@ -62,3 +64,14 @@ def plain_registry(
 def puller(tmp_path: Path) -> Puller:
     """Pulls as a library, with a home and directories of its own."""
     return Puller(tmp_path)
+
+
+def log_in(puller: Puller, registry: Registry, *, login: bool = True) -> None:
+    hosts = [registry.host] + ([registry.tokens.host] if registry.tokens else [])
+    write_home(puller.home, registry.authority, *hosts, login=login)
+
+
+def conf(puller: Puller, text: str) -> None:
+    path = puller.home / ".config/containers/registries.conf"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
