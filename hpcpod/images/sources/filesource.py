@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sources have in common whose image is one file: aci: and sif: (source.py says what a source is)."""
+"""What sources have in common whose image is one file: aci:, sif:, sqsh:, erofs: (source.py)."""
 
 from __future__ import annotations
 
 import errno
 import os
 
-from hpcpod.errors import ImageDigestMismatch, ImageInvalid, ImagePlatformMismatch
+from hpcpod.errors import HpcpodError, ImageDigestMismatch, ImageInvalid, ImagePlatformMismatch
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.layout import Blob, open_regular, stamp_of
 from hpcpod.images.sources.platforms import fits
@@ -86,7 +86,7 @@ class FileSource:
             )
         return digest
 
-    def _named(self, error: ImageInvalid | OSError) -> ImageInvalid:
+    def _named(self, error: HpcpodError | OSError) -> HpcpodError:
         """The error with the image's name before it."""
         if isinstance(error, OSError):
             code = errno.errorcode.get(error.errno or 0, "error")

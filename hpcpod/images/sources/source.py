@@ -211,6 +211,14 @@ def open_source(reference: Reference, limits: Limits, access: Access | None = No
         from hpcpod.images.sources.sif_source import SifSource
 
         return SifSource(reference, limits)
+    if reference.transport == "sqsh":
+        from hpcpod.images.sources.sqsh_source import SqshSource
+
+        return SqshSource(reference, limits)
+    if reference.transport == "erofs":
+        from hpcpod.images.sources.erofs_source import ErofsSource
+
+        return ErofsSource(reference, limits)
     if reference.transport in ("oci", "oci-archive"):
         return OciSource(reference, limits)
     raise ImageUnsupported(f"image {reference}: transport {reference.transport} is not read yet")

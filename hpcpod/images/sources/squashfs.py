@@ -12,10 +12,13 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-from hpcpod.errors import ImageInvalid, ImageUnsupported
+from hpcpod.errors import ImageInvalid
 from hpcpod.images.limits import Limits
+from hpcpod.images.sources.blocks import codec
+from hpcpod.images.unpacking.tarheader import NANOSECONDS
+from hpcpod.images.unpacking.tarstream import Kind
 from hpcpod.log import shown
 
 SUPERBLOCK = struct.Struct("<5I6H8Q")
@@ -23,13 +26,22 @@ MAGIC = 0x73717368
 METADATA = 8192
 """Bytes of a block of metadata, uncompressed."""
 DIRECTORY, FILE, SYMLINK, BLOCK_DEVICE, CHARACTER_DEVICE, FIFO, SOCKET = range(1, 8)
+_KINDS = {
+    DIRECTORY: Kind.DIRECTORY,
+    FILE: Kind.FILE,
+    SYMLINK: Kind.SYMLINK,
+    BLOCK_DEVICE: Kind.DEVICE,
+    CHARACTER_DEVICE: Kind.DEVICE,
+    FIFO: Kind.FIFO,
+    SOCKET: Kind.FIFO,
+}
 _EXTENDED = 7
 """An extended inode's type is the basic one's and this."""
 NO_FRAGMENT = 0xFFFFFFFF
 _PLAIN_METADATA = 0x8000
 _PLAIN_DATA = 1 << 24
 _BLOCK_LOGS = range(12, 21)
-_COMPRESSIONS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+_COMPRESSIONS = {1: "zlib", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _CACHED = 64
 """Blocks of metadata kept."""
 _FRAGMENTS_CACHED = 4
@@ -66,9 +78,9 @@ class Inode(NamedTuple):
     directory's entries.  start: of a file's data.  fragment, offset: where its tail is.
     """
 
-    kind: int
+    kind: Kind
     mode: int
-    mtime: int
+    mtime_ns: int
     number: int
     links: int
     size: int = 0
@@ -82,8 +94,11 @@ class Inode(NamedTuple):
 class Squashfs:
     """A squashfs image.  Raises ImageInvalid, also when it is made; ImageUnsupported.
 
-    read: gives that many bytes from an offset of the image, fewer at its end.  size: bytes of the image.
+    name: of the format.  read: gives that many bytes from an offset of the image, fewer at its end.
+    size: bytes of the image.
     """
+
+    name = "squashfs"
 
     def __init__(self, read: Callable[[int, int], bytes], size: int, limits: Limits) -> None:
         self._read = read
@@ -105,8 +120,8 @@ class Squashfs:
         self._decompress = _decompressor(compression, limits)
         self._blocks: OrderedDict[int, tuple[bytes, int]] = OrderedDict()
         self._tails: OrderedDict[int, bytes] = OrderedDict()
-        self.root = self.inode(root >> 16, root & 0xFFFF)
-        if self.root.kind != DIRECTORY:
+        self.root = self.inode(Place(root >> 16, root & 0xFFFF))
+        if self.root.kind is not Kind.DIRECTORY:
             raise ImageInvalid("squashfs: its root is not a directory")
 
     # ----------------------------------------------------------------------- metadata
@@ -153,8 +168,9 @@ class Squashfs:
 
     # ----------------------------------------------------------------------- inodes and directories
 
-    def inode(self, block: int, offset: int) -> Inode:
+    def inode(self, at: Place) -> Inode:
         """The inode at an offset of a block, which counts from the start of the table."""
+        block, offset = at
         if offset >= METADATA or self._inodes + block >= self._directories:
             raise ImageInvalid("squashfs: an inode outside the table of inodes")
         raw, place = self.take(Place(self._inodes + block, offset), _COMMON.size)
@@ -162,7 +178,7 @@ class Squashfs:
         basic = kind - _EXTENDED if kind > _EXTENDED else kind
         if not DIRECTORY <= basic <= SOCKET:
             raise ImageInvalid(f"squashfs: an inode of type {kind}")
-        found = Inode(basic, mode & 0o7777, mtime, number, 1)
+        found = Inode(_KINDS[basic], mode & 0o7777, mtime * NANOSECONDS, number, 1)
         body = _BODIES.get(kind)
         if body is None:
             return found
@@ -195,8 +211,8 @@ class Squashfs:
             links=links, size=size, place=place, start=start, fragment=fragment, offset=offset
         )
 
-    def entries(self, directory: Inode) -> Iterator[tuple[bytes, int, int]]:
-        """Of each entry its name, and block and offset of its inode; names ascend."""
+    def entries(self, directory: Inode) -> Iterator[tuple[bytes, Place]]:
+        """Of each entry its name, and the place of its inode; names ascend."""
         left, place = directory.size, directory.place
         before = b""
         while left > 0:
@@ -212,9 +228,9 @@ class Squashfs:
                     raise ImageInvalid(f"squashfs: a name of {length + 1} bytes")
                 name, place = self.take(place, length + 1)
                 left -= _ENTRY.size + len(name)
-                _check_name(name, before)
+                check_name(self.name, name, before)
                 before = name
-                yield name, block, offset
+                yield name, Place(block, offset)
         if left:
             raise ImageInvalid("squashfs: a directory ends in an entry")
 
@@ -269,68 +285,17 @@ class Squashfs:
         return self._tails[number]
 
 
-def _check_name(name: bytes, before: bytes) -> None:
+def check_name(where: str, name: bytes, before: bytes) -> None:
+    """A name of a directory, and the one before it: it is one, and they ascend.  Raises ImageInvalid."""
     if name in (b".", b"..") or b"/" in name or b"\0" in name:
-        raise ImageInvalid(f"squashfs: {shown(name)} is not a name")
+        raise ImageInvalid(f"{where}: {shown(name)} is not a name")
     if name <= before:
-        raise ImageInvalid(f"squashfs: {shown(name)}: names of a directory do not ascend")
+        raise ImageInvalid(f"{where}: {shown(name)}: names of a directory do not ascend")
 
 
 def _decompressor(number: int, limits: Limits) -> Callable[[bytes, int], bytes]:
     """What turns a block into its plain bytes, at most that many."""
     name = _COMPRESSIONS.get(number)
-    if name == "gzip":
-        return _gunzip
-    if name == "xz":
-        return lambda raw, longest: _unxz(raw, longest, limits)
-    if name == "zstd":
-        return lambda raw, longest: _unzstd(raw, longest, limits)
     if name is None:
         raise ImageInvalid(f"squashfs: compression {number} is unknown")
-    raise ImageUnsupported(
-        f"squashfs: compressed by {name}, which is not read", hint="gzip, xz and zstd are: mksquashfs -comp"
-    )
-
-
-def _gunzip(raw: bytes, longest: int) -> bytes:
-    from isal import isal_zlib
-
-    broken = cast("type[Exception]", isal_zlib.error)
-    stream = isal_zlib.decompressobj()
-    try:
-        data: bytes = stream.decompress(raw, longest)
-        whole = stream.eof or not stream.decompress(b"", 1)
-    except broken as error:
-        raise ImageInvalid(f"squashfs: broken gzip: {error}") from None
-    if not stream.eof or not whole:
-        raise ImageInvalid("squashfs: a gzip block that is too long or not whole")
-    return data
-
-
-def _unxz(raw: bytes, longest: int, limits: Limits) -> bytes:
-    import lzma
-
-    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=limits.zstd_window)
-    try:
-        data = stream.decompress(raw, longest)
-        if not stream.eof and stream.decompress(b"", 1):
-            raise ImageInvalid("squashfs: an xz block that is too long")
-    except lzma.LZMAError as error:
-        raise ImageInvalid(f"squashfs: broken xz: {str(error)[:60].lower()}") from None
-    if not stream.eof:
-        raise ImageInvalid("squashfs: an xz block that is not whole")
-    return data
-
-
-def _unzstd(raw: bytes, longest: int, limits: Limits) -> bytes:
-    import zstandard
-
-    window = max(limits.zstd_window, 1024)
-    try:
-        reader = zstandard.ZstdDecompressor(max_window_size=window).stream_reader(raw)
-        data = reader.read(longest + 1)
-    except zstandard.ZstdError as error:
-        raise ImageInvalid(f"squashfs: broken zstd: {str(error)[:60].lower()}") from None
-    if len(data) > longest:
-        raise ImageInvalid("squashfs: a zstd block that is too long")
-    return data
+    return codec(f"squashfs: {name}", name, limits)

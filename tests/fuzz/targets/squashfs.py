@@ -7,8 +7,8 @@ import functools
 import struct
 
 from hpcpod.errors import HpcpodError
+from hpcpod.images.sources.fstree import FsTree
 from hpcpod.images.sources.squashfs import Squashfs
-from hpcpod.images.sources.squashtree import SquashTree
 from hpcpod.images.unpacking.filling import filling
 from hpcpod.images.unpacking.pipeline import Budget
 from hpcpod.log import Silent
@@ -33,7 +33,7 @@ def check(data: bytes) -> None:
 
     image = Squashfs(lambda at, count: data[at : at + count], len(data), SMALL)
     with filling(place.make(), (0, 0), SMALL, Silent()) as applier:
-        applier.layer(SquashTree(image, SMALL, budget.spend, advance), lowest=True)
+        applier.layer(FsTree(image, SMALL, budget.spend, advance), lowest=True)
     place.check_tree(SMALL)
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hpcpod.errors import HpcpodError, ImageInvalid, ImageLimitExceeded, ImageUnsupported
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
+from hpcpod.images.sources.fstree import FsTree
 from hpcpod.images.sources.squashfs import Squashfs
-from hpcpod.images.sources.squashtree import SquashTree
 from hpcpod.images.unpacking.tarstream import Entry, Kind
 from tests.testbed.squashes import NONE, Node, directory, file, squash, symlink
 
@@ -31,7 +31,7 @@ def read(image: bytes, limits: Limits = DEFAULT_LIMITS) -> Tree:
             raise ImageLimitExceeded("1 MB")
 
     opened = Squashfs(lambda at, count: image[at : at + count], len(image), limits)
-    tree = SquashTree(opened, limits, spend, lambda count: None)
+    tree = FsTree(opened, limits, spend, lambda count: None)
     found = []
     out = os.memfd_create("data")
     try:
@@ -169,9 +169,9 @@ def test_limits() -> None:
         read(squash(many), Limits(directories=3))
 
 
-@pytest.mark.parametrize("number", [2, 3, 5])
+@pytest.mark.parametrize("number", [2, 3])
 def test_rarer_compressions_are_named(number: int) -> None:
-    with pytest.raises(ImageUnsupported, match=r"lzma|lzo|lz4"):
+    with pytest.raises(ImageUnsupported, match=r"lzma|lzo"):
         read(squash(directory(), compression=number))
 
 
@@ -190,7 +190,7 @@ def test_a_changed_byte_is_read_or_refused(at: int, change: int) -> None:
         assert error.message.isprintable()
 
 
-@given(st.binary(max_size=64), st.integers(0, 200), st.sampled_from([1, 4, 6]))
+@given(st.binary(max_size=64), st.integers(0, 200), st.sampled_from([1, 4, 5, 6]))
 def test_rubbish_for_metadata_is_refused(rubbish: bytes, length: int, compression: int) -> None:
     """Compressed blocks are what the decompressors see first."""
     image = bytearray(squash(directory(), compression=compression))
