@@ -203,6 +203,23 @@ class OciSource:
 
 def open_source(reference: Reference, limits: Limits, access: Access | None = None) -> Source:
     """Open what a reference names.  Raises ImageNotFound, ImageInvalid, ImageUnsupported."""
+    if reference.transport in ("oci", "oci-archive"):
+        return OciSource(reference, limits)
+    if reference.transport == "docker-archive":
+        from hpcpod.images.sources.docker_archive import DockerArchiveSource
+
+        return DockerArchiveSource(reference, limits)
+    if reference.transport == "dir":
+        from hpcpod.images.sources.dir_source import DirSource
+
+        return DirSource(reference, limits)
+    if reference.transport in ("aci", "sif", "sqsh", "erofs"):
+        return _open_file(reference, limits)
+    raise ImageUnsupported(f"image {reference}: transport {reference.transport} is not read yet")
+
+
+def _open_file(reference: Reference, limits: Limits) -> Source:
+    """Open a file that is one image."""
     if reference.transport == "aci":
         from hpcpod.images.sources.aci_source import AciSource
 
@@ -215,10 +232,6 @@ def open_source(reference: Reference, limits: Limits, access: Access | None = No
         from hpcpod.images.sources.sqsh_source import SqshSource
 
         return SqshSource(reference, limits)
-    if reference.transport == "erofs":
-        from hpcpod.images.sources.erofs_source import ErofsSource
+    from hpcpod.images.sources.erofs_source import ErofsSource
 
-        return ErofsSource(reference, limits)
-    if reference.transport in ("oci", "oci-archive"):
-        return OciSource(reference, limits)
-    raise ImageUnsupported(f"image {reference}: transport {reference.transport} is not read yet")
+    return ErofsSource(reference, limits)

@@ -67,7 +67,15 @@ def test_trees_of_mkfs_erofs(user: Account, tree: Path, form: str) -> None:
 @pytest.mark.parametrize("form", SQUASHFS)
 def test_trees_of_mksquashfs(user: Account, tree: Path, form: str) -> None:
     image = user.home / "image.sqsh"
-    words: list[str | Path] = ["mksquashfs", tree, image, "-noappend", "-quiet", "-no-progress", *SQUASHFS[form]]
+    words: list[str | Path] = [
+        "mksquashfs",
+        tree,
+        image,
+        "-noappend",
+        "-quiet",
+        "-no-progress",
+        *SQUASHFS[form],
+    ]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     os.chmod(image, 0o644)
     out = unpacked(user, f"sqsh:{image}")
@@ -79,7 +87,16 @@ def test_trees_of_mksquashfs(user: Account, tree: Path, form: str) -> None:
 @pytest.mark.needs("squashfs-tools")
 def test_lzo_is_named(user: Account, tree: Path) -> None:
     image = user.home / "image.sqsh"
-    words: list[str | Path] = ["mksquashfs", tree / "small", image, "-noappend", "-quiet", "-no-progress", "-comp", "lzo"]
+    words: list[str | Path] = [
+        "mksquashfs",
+        tree / "small",
+        image,
+        "-noappend",
+        "-quiet",
+        "-no-progress",
+        "-comp",
+        "lzo",
+    ]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     os.chmod(image, 0o644)
     done = command(user, "image", "unpack", f"sqsh:{image}", "out")
@@ -118,7 +135,7 @@ def test_hostile_images(place: Place, case: str) -> None:
     place.refused(write(place, HOSTILE[case]))
 
 
-@pytest.mark.parametrize("transport", ["erofs", "sqsh", "sif"])
+@pytest.mark.parametrize("transport", ["erofs", "sqsh", "sif", "docker-archive"])
 @pytest.mark.parametrize("how", ["nothing", "fifo", "directory", "zeros"])
 def test_files_of_other_kinds(plain_place: Place, transport: str, how: str) -> None:
     path = plain_place.account.home / "image"
