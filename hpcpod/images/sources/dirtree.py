@@ -55,7 +55,8 @@ class Fingerprint:
     """What lstat(2) says of a whole tree.
 
     digest: of names, inode numbers, sizes, modes and times of all entries.  settled: whether the newest of
-    their times is so long ago that any later change will show.  entries: how many there are, the top included.
+    their times is so long ago that any later change will show.  entries: how many, the top
+    included.
     """
 
     digest: str
@@ -215,7 +216,7 @@ class DirTree(TarReader):
                 if found is None:
                     os.close(stack.pop()[0])
                     continue
-                entry = self._entry(fd, above, *found)
+                entry = self._found(fd, above, *found)
                 yield entry
                 if self._file is not None and entry.kind is Kind.FILE:
                     self._take(None)  # who iterates did not want the data; the digest does
@@ -240,7 +241,7 @@ class DirTree(TarReader):
     def _record(self, kind: bytes, mode: int, path: bytes, *rest: bytes) -> None:
         self._listing.update(b"%s %o %s\0" % (kind, mode, path) + b"".join(part + b"\0" for part in rest))
 
-    def _entry(self, fd: int, above: bytes, name: bytes, status: os.stat_result) -> Entry:
+    def _found(self, fd: int, above: bytes, name: bytes, status: os.stat_result) -> Entry:
         path = above + name
         if name.startswith(WHITEOUT):
             raise ImageInvalid(f"{shown(path)} is named as layers name whiteouts")

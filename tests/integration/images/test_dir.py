@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dir: trees: copied whole, named by a digest that anybody can compute, and by a fingerprint that is cheap."""
+"""dir: trees: copied whole, named by a digest that anybody can compute; fingerprints are cheap."""
 
 from __future__ import annotations
 
