@@ -97,7 +97,7 @@ class AciSource(FileSource):
         return self._subject(self.find(platform))
 
     def signatures(self, platform: Platform) -> tuple[Signature, ...]:
-        """The file FILE.asc beside the image (appc spec 0.8, discovery.md), and the digest it must be over."""
+        """The file FILE.asc beside the image (appc spec 0.8, discovery.md), and the digest of the image."""
         path = f"{self._stamp.path}{SIGNATURE_ENDING}"
         if not os.path.lexists(path):
             return ()

@@ -225,12 +225,12 @@ def test_what_apptainer_left_in_a_tree(tree: Path) -> None:
 
 def test_what_charliecloud_left_in_a_tree(tree: Path) -> None:
     (tree / "ch").mkdir()
-    metadata = {"arch": "amd64", "cwd": "/work", "env": {"A": "1", "B": "2"}, "labels": {}, "shell": ["sh"]}
+    metadata = {"arch": "amd64", "cwd": "/job", "env": {"A": "1", "B": "2"}, "labels": {}, "shell": ["sh"]}
     (tree / "ch/metadata.json").write_text(json.dumps(metadata))
     (tree / "ch/environment").write_text("B='3 4'\nC=5\n")
     with source(tree) as opened:
         config = opened.describe(AMD64).config.config
-        assert (config.env, config.workdir) == ((("A", "1"), ("B", "3 4"), ("C", "5")), "/work")
+        assert (config.env, config.workdir) == ((("A", "1"), ("B", "3 4"), ("C", "5")), "/job")
 
 
 def test_what_enroot_left_in_a_tree(tree: Path) -> None:
