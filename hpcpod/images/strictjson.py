@@ -24,6 +24,21 @@ INT_MAX = (1 << 63) - 1
 
 def parse_object(raw: bytes, what: str, limits: Limits) -> dict[str, Any]:
     """The JSON object in raw; `what` names the document in errors.  Raises ImageInvalid."""
+    parsed = _parse(raw, what, limits)
+    if not isinstance(parsed, dict):
+        raise ImageInvalid(f"{what}: a JSON {type(parsed).__name__}, not an object")
+    return parsed
+
+
+def parse_objects(raw: bytes, what: str, limit: str, limits: Limits) -> tuple[Fields, ...]:
+    """The objects of the JSON list in raw; no more than the limit of that name.  Raises ImageInvalid."""
+    parsed = _parse(raw, what, limits)
+    if not isinstance(parsed, list):
+        raise ImageInvalid(f"{what}: a JSON {type(parsed).__name__}, not a list")
+    return Fields({"list": parsed}, what).children("list", limit, getattr(limits, limit))
+
+
+def _parse(raw: bytes, what: str, limits: Limits) -> object:
     if len(raw) > limits.json_bytes:
         raise ImageLimitExceeded(f"{what}: {len(raw)} bytes of JSON, limit json_bytes {limits.json_bytes}")
     try:
@@ -39,8 +54,6 @@ def parse_object(raw: bytes, what: str, limits: Limits) -> dict[str, Any]:
         raise ImageLimitExceeded(f"{what}: nested deeper than json_depth {limits.json_depth}") from None
     except ValueError as error:
         raise ImageInvalid(f"{what}: not JSON: {shown(str(error))}") from None
-    if not isinstance(parsed, dict):
-        raise ImageInvalid(f"{what}: a JSON {type(parsed).__name__}, not an object")
     if not _within_depth(parsed, limits.json_depth):
         raise ImageLimitExceeded(f"{what}: nested deeper than json_depth {limits.json_depth}")
     return parsed

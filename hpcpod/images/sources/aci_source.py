@@ -12,16 +12,18 @@ import os
 from hpcpod.errors import (
     HpcpodError,
     ImageInvalid,
+    ImageLimitExceeded,
     ImageUnsupported,
 )
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.aci import AciManifest, image_config, parse_aci_manifest, platform_for
 from hpcpod.images.sources.filesource import FileSource, OwnBlob
+from hpcpod.images.sources.layout import open_regular
 from hpcpod.images.sources.manifest import Compression, Descriptor, Layer, parse_config
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.source import Described, Part
-from hpcpod.images.trust.facts import Subject
+from hpcpod.images.trust.facts import Signature, SignatureKind, Subject
 from hpcpod.log import Progress, shown
 from hpcpod.model import Platform
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from hpcpod.images.unpacking.layers import Unpacked
     from hpcpod.images.unpacking.pipeline import Budget
 
+SIGNATURE_ENDING = ".asc"
+SIGNATURE_MAX = 1 << 20
 MEDIA_TYPE = "application/x-aci"
 _MAGIC = (
     (b"\x1f\x8b", Compression.GZIP),
@@ -91,6 +95,21 @@ class AciSource(FileSource):
     def subject(self, platform: Platform) -> Subject:
         """The file."""
         return self._subject(self.find(platform))
+
+    def signatures(self, platform: Platform) -> tuple[Signature, ...]:
+        """The file FILE.asc beside the image (appc spec 0.8, discovery.md), and the digest of the image."""
+        path = f"{self._stamp.path}{SIGNATURE_ENDING}"
+        if not os.path.lexists(path):
+            return ()
+        fd, status = open_regular(path, path, None, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            if status.st_size > SIGNATURE_MAX:
+                raise ImageLimitExceeded(f"{shown(path)}: {status.st_size} bytes, at most {SIGNATURE_MAX}")
+            message = os.pread(fd, SIGNATURE_MAX, 0)
+        finally:
+            os.close(fd)
+        digest = self._scan().layer.blob.digest
+        return (Signature(SignatureKind.DETACHED, message, shown(path), digest.encode()),)
 
     def unpack(self, directory: str, progress: Progress, readable: int = 0) -> Unpacked:
         """Unpack what lies below rootfs/ in the tar, as far as the manifest's white list lets it."""

@@ -19,7 +19,7 @@ _LONGEST = len("blobs/sha512/") + 128
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"BZ": "bzip2", b"\xfd7": "xz"}
 
 
-class _SeekingStream(ByteStream):
+class SeekingStream(ByteStream):
     """Reads headers of a file by position and passes over data without reading it."""
 
     def __init__(self, fd: int, size: int) -> None:
@@ -48,6 +48,16 @@ class _SeekingStream(ByteStream):
         return True
 
 
+def hint_for(fd: int) -> str | None:
+    """What to do with a file that is no tar, from its first bytes.
+
+    Layers are read where they lie in the archive, in the order that its documents say; in a compressed one
+    they would be reached only by decompressing all that is before them, again for each.
+    """
+    kind = _COMPRESSED.get(os.pread(fd, 2, 0))
+    return f"the file is compressed: unpack it with {kind} -d first" if kind else None
+
+
 class ArchiveLayout:
     """The layout in a tar file.  Members are found by a walk over the headers, once."""
 
@@ -58,13 +68,12 @@ class ArchiveLayout:
         try:
             self._members = dict(self._walk(status.st_size, limits))
         except ImageInvalid as error:
-            kind = _COMPRESSED.get(os.pread(self._fd, 2, 0))
+            hint = hint_for(self._fd) or error.hint
             os.close(self._fd)
-            hint = f"the file is compressed: unpack it with {kind} -d first" if kind else error.hint
             raise type(error)(f"image archive {shown(self._path)}: {error.message}", hint=hint) from None
 
     def _walk(self, size: int, limits: Limits) -> Iterator[tuple[str, tuple[int, int]]]:
-        stream = _SeekingStream(self._fd, size)
+        stream = SeekingStream(self._fd, size)
         seen: set[str] = set()
         for count, entry in enumerate(TarReader(stream, limits)):
             if count >= limits.archive_members:

@@ -196,7 +196,7 @@ class Compressed:
     def _count(self, low: int) -> int:
         if not low & _COUNT:
             return 0
-        if not self._advice & (_BIG | _BIG2) or not low & _COUNT - 1:
+        if not self._advice & (_BIG | _BIG2):
             raise ImageInvalid("erofs: a number of blocks where there is none")
         return low & _COUNT - 1
 
@@ -237,8 +237,9 @@ class Compressed:
                 found.append(Entry(kind, blocks=counts[number], end=end))
                 continue
             found.append(self._head(kind, low, block + used, partial=False, end=end))
-            counted = number + 1 < clusters and counts[number + 1]
-            used += 0 if counted else 1
+            # Of an end that is in another file the count is there, and 0.
+            counted = number + 1 < clusters and parts[number + 1][0] == _NO_HEAD and big
+            used += 0 if counted and parts[number + 1][1] & _COUNT else 1
         return found
 
     # ----------------------------------------------------------------------- data

@@ -99,6 +99,7 @@ class Sif:
 
     launch: the first line, with which the file can be executed.  identity: its UUID.
     created, modified: seconds since 1970 as they are written, which may be any number.
+    descriptors: in the table, the free ones too.
     """
 
     launch: str
@@ -107,6 +108,7 @@ class Sif:
     created: int
     modified: int
     objects: tuple[SifObject, ...]
+    descriptors: int
 
     @property
     def primary(self) -> SifObject | None:
@@ -152,7 +154,7 @@ def parse_sif(read: Callable[[int, int], bytes], size: int, limits: Limits) -> S
     architecture = _architecture(arch)
     _check_objects(objects, architecture)
     return Sif(
-        _text(launch, "launch script", "\n"), architecture, _uuid(identity), created, modified, objects
+        _text(launch, "launch script", "\n"), architecture, _uuid(identity), created, modified, objects, total
     )
 
 

@@ -15,6 +15,8 @@ from hpcpod.images.sources.sif import Sif, SifObject, parse_sif
 from hpcpod.images.sources.squashfs import Squashfs
 from hpcpod.images.sources.treeconfig import TreeConfig
 from hpcpod.images.strictjson import Fields, parse_object
+from hpcpod.images.trust.facts import Signature
+from hpcpod.model import Platform
 
 _METADATA = "inspect-metadata.json"
 """The object in which Apptainer keeps what `apptainer inspect` shows."""
@@ -53,6 +55,16 @@ class SifSource(ImageFile):
 
     def _manifest(self, digest: str) -> bytes:
         return json.dumps(_document(self._image), indent=1).encode() + b"\n"
+
+    def signatures(self, platform: Platform) -> tuple[Signature, ...]:
+        """Those in the file, with the digests that its objects really have; DSSE ones are not told apart."""
+        from hpcpod.images.sources.sifsigned import signatures
+
+        self._digest()
+        try:
+            return signatures(self._image, self._file.read, self.name)
+        except (ImageInvalid, OSError) as error:
+            raise self._named(error) from None
 
     def _root(self, image: Sif) -> SifObject:
         """The primary partition.  Raises ImageInvalid, ImageUnsupported."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 
-from hpcpod.errors import ImageUnsupported
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.access import NO_ACCESS, Access
@@ -196,6 +195,25 @@ class OciSource:
 
 def open_source(reference: Reference, limits: Limits, access: Access | None = None) -> Source:
     """Open what a reference names.  Raises ImageNotFound, ImageInvalid, ImageUnsupported."""
+    if reference.transport in ("oci", "oci-archive"):
+        return OciSource(reference, limits)
+    if reference.transport == "docker-archive":
+        from hpcpod.images.sources.docker_archive import DockerArchiveSource
+
+        return DockerArchiveSource(reference, limits)
+    if reference.transport == "dir":
+        from hpcpod.images.sources.dir_source import DirSource
+
+        return DirSource(reference, limits)
+    if reference.transport == "docker":
+        from hpcpod.images.sources.registry.source import RegistrySource
+
+        return RegistrySource(reference, limits, access or NO_ACCESS)
+    return _open_file(reference, limits)
+
+
+def _open_file(reference: Reference, limits: Limits) -> Source:
+    """Open a file that is one image."""
     if reference.transport == "aci":
         from hpcpod.images.sources.aci_source import AciSource
 
@@ -204,18 +222,10 @@ def open_source(reference: Reference, limits: Limits, access: Access | None = No
         from hpcpod.images.sources.sif_source import SifSource
 
         return SifSource(reference, limits)
-    if reference.transport == "docker":
-        from hpcpod.images.sources.registry.source import RegistrySource
-
-        return RegistrySource(reference, limits, access or NO_ACCESS)
     if reference.transport == "sqsh":
         from hpcpod.images.sources.sqsh_source import SqshSource
 
         return SqshSource(reference, limits)
-    if reference.transport == "erofs":
-        from hpcpod.images.sources.erofs_source import ErofsSource
+    from hpcpod.images.sources.erofs_source import ErofsSource
 
-        return ErofsSource(reference, limits)
-    if reference.transport in ("oci", "oci-archive"):
-        return OciSource(reference, limits)
-    raise ImageUnsupported(f"image {reference}: transport {reference.transport} is not read yet")
+    return ErofsSource(reference, limits)

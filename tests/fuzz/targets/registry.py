@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hpcpod.errors import HpcpodError, ImageInvalid, TrustUnusable, UsageError
-from hpcpod.images.sources.dockername import DockerName, parse_name
+from hpcpod.images.dockername import DockerName, parse_name
 from hpcpod.images.sources.reference import is_digest
 from hpcpod.images.sources.registry.attachments import parse_attachments, parse_referrers
 from hpcpod.images.sources.registry.authfile import is_helper, look_up, parse_auth, parse_helper

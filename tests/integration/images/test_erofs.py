@@ -135,7 +135,7 @@ def test_hostile_images(place: Place, case: str) -> None:
     place.refused(write(place, HOSTILE[case]))
 
 
-@pytest.mark.parametrize("transport", ["erofs", "sqsh", "sif"])
+@pytest.mark.parametrize("transport", ["erofs", "sqsh", "sif", "docker-archive"])
 @pytest.mark.parametrize("how", ["nothing", "fifo", "directory", "zeros"])
 def test_files_of_other_kinds(plain_place: Place, transport: str, how: str) -> None:
     path = plain_place.account.home / "image"

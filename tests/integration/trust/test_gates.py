@@ -353,7 +353,7 @@ def test_stamps_and_fingerprint(site: Site) -> None:
     assert {str(site.path / name) for name in ("etc/own.json", "etc/shared.json", USER_POLICY)} <= absent
     assert str(site.path / SITE_TRUST) in absent
     assert site.read() == first
-    seen = {first.fingerprint}
+    seen: set[str] = set()
 
     def changed(name: str) -> None:
         now = site.read()

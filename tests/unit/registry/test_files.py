@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcpod.errors import ImageReferenceError, RegistryDenied, TrustUnusable, UsageError
-from hpcpod.images.sources.dockername import DockerName, parse_name
+from hpcpod.images.dockername import DockerName, parse_name
 from hpcpod.images.sources.registry import lookaside
 from hpcpod.images.sources.registry.authfile import (
     Credentials,
