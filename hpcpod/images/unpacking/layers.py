@@ -12,7 +12,7 @@ from hpcpod.images.limits import Limits
 from hpcpod.images.sources.layout import OpenLayout
 from hpcpod.images.sources.resolve import Documents
 from hpcpod.images.unpacking.apply import Applier
-from hpcpod.images.unpacking.pipeline import Budget, Cancelled, LayerPipeline
+from hpcpod.images.unpacking.pipeline import Budget, Pipeline
 from hpcpod.images.unpacking.tarstream import ByteStream, TarReader
 from hpcpod.log import Progress, size
 
@@ -60,14 +60,21 @@ def unpack_layers(  # noqa: PLR0913, PLR0917 - what, where, and how
     directory holds part of a tree: the caller removes it.  Raises ImageInvalid and its kinds, StoreFull,
     StoreUnusable.
     """
-    check_space(directory, sum(layer.blob.size for layer in image.layers))
+    total = sum(layer.blob.size for layer in image.layers)
+    check_space(directory, total)
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     applier = Applier(root, limits, readable)
-    work = _Work(layout, image, applier, Budget(limits), limits, progress)
-    progress.begin("unpacking", sum(layer.blob.size for layer in image.layers))
+    budget = Budget(limits)
+    progress.begin("unpacking", total)
     try:
-        for number in range(len(image.layers)):
-            _unpack_layer(work, number)
+        pipeline = Pipeline(
+            image.layers, lambda layer: layout.open_blob(layer.blob), limits, budget, progress.advance
+        )
+        try:
+            for number in range(len(image.layers)):
+                _unpack_layer(pipeline, applier, limits, number, (layout.name, len(image.layers)))
+        finally:
+            pipeline.close()
         applier.finish()
     except OSError as error:
         raise write_error(error, directory) from error
@@ -75,39 +82,22 @@ def unpack_layers(  # noqa: PLR0913, PLR0917 - what, where, and how
         progress.end()
         applier.close()
         os.close(root)
-    return Unpacked(work.budget.used, applier.entries, applier.skipped, applier.disk)
+    return Unpacked(budget.used, applier.entries, applier.skipped, applier.disk)
 
 
-@frozen
-class _Work:
-    """What unpacking every layer of an image needs."""
-
-    layout: OpenLayout
-    image: Documents
-    applier: Applier
-    budget: Budget
-    limits: Limits
-    progress: Progress
-
-
-def _unpack_layer(work: _Work, number: int) -> None:
-    layer = work.image.layers[number]
-    blob = work.layout.open_blob(layer.blob)
+def _unpack_layer(
+    pipeline: Pipeline, applier: Applier, limits: Limits, number: int, image: tuple[str, int]
+) -> None:
+    """Apply the next layer.  image: its name and how many layers it has, for messages."""
     try:
-        pipeline = LayerPipeline(layer, blob, work.limits, work.budget, work.progress.advance)
         try:
-            tar = TarReader(ByteStream(pipeline.chunks()), work.limits)
-            work.applier.layer(tar, lowest=number == 0)
+            applier.layer(TarReader(ByteStream(pipeline.chunks()), limits), lowest=number == 0)
             pipeline.finish()
-        except (HpcpodError, OSError, Cancelled) as error:
+        except (HpcpodError, OSError) as error:
             raise pipeline.failed(error) from None
-        finally:
-            pipeline.close()
     except ImageInvalid as error:
-        message = f"{work.layout.name}: layer {number + 1} of {len(work.image.layers)}: {error.message}"
+        message = f"{image[0]}: layer {number + 1} of {image[1]}: {error.message}"
         raise type(error)(message, hint=error.hint) from None
-    finally:
-        blob.close()
 
 
 def check_space(directory: str, needed: int) -> None:
