@@ -82,19 +82,19 @@ def _fresh(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _unpack(parts: Mapping[str, Sequence[Row]]) -> list[list[str]]:
-    return [
-        line for part, rows in parts.items() for line in (*_unpack_peers(part, rows), *_floors(part, rows))
-    ]
+    found = []
+    for part, rows in parts.items():
+        # hpcpod returns when the tree is on the disk, the others before: both times are compared, both count.
+        if "disk" in part and all("flushed" in row.wall_us for row in rows if row.peak_kib):
+            found.append(_unpack_peers(part, rows, "flushed", ", until the tree is on the disk"))
+            found.append(_unpack_peers(part, rows, "all", ", until the command ends; hpcpod alone flushes"))
+        else:
+            found.append(_unpack_peers(part, rows, "all", ""))
+        found += _floors(part, rows)
+    return found
 
 
-def _unpack_peers(part: str, rows: Sequence[Row]) -> list[list[str]]:
-    # hpcpod returns when the tree is on the disk; the others' time until then is what compares.
-    until = (
-        "flushed"
-        if "disk" in part and all("flushed" in row.wall_us for row in rows if row.peak_kib)
-        else "all"
-    )
-    words = ", until it is on the disk" if until == "flushed" else ""
+def _unpack_peers(part: str, rows: Sequence[Row], until: str, words: str) -> list[str]:
     goal = f"unpacking, {part}: at least {OVER_PEERS:g} times faster than umoci and podman load{words}"
     found = {row.key: _median(rows, row.key, until) for row in rows}
     pairs = [("hpcpod-gzip", key) for key in UNPACK_PEERS if key.endswith("gzip")]
@@ -103,10 +103,10 @@ def _unpack_peers(part: str, rows: Sequence[Row]) -> list[list[str]]:
     for own, peer in pairs:
         mine, theirs = found.get(own), found.get(peer)
         if mine is None or theirs is None:
-            return [_line(goal, "-", None)]
+            return _line(goal, "-", None)
         texts.append(f"{peer.replace('-', ' ')} {theirs / mine:.1f}")
         met = met and theirs / mine >= OVER_PEERS
-    return [_line(goal, f"{', '.join(texts)} times", met)]
+    return _line(goal, f"{', '.join(texts)} times", met)
 
 
 def _floors(part: str, rows: Sequence[Row]) -> list[list[str]]:

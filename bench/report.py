@@ -201,13 +201,14 @@ store: one Python start, N ranks wait for it."""
 PROSE_UNPACK = """\
 OCI image layouts, blobs in the page cache, to directories that can be started from. Contenders take turns
 in random order, each time with a fresh target. On disk no tree is deleted before the last run, since
-extraction right after a deletion is several times slower on ext4, and the disk is synced between runs; in
-memory (tmpfs) each tree goes after its run, so that all write to memory that was used before. hpcpod is
-the installed command, run as a plain user, Python's start included; it flushes its tree to disk before it
-says that it is done, the others do not: *flushed* is the median time until a sync(2) after each has
-ended. umoci and podman run as root, which is faster for both; umoci's rootless mode, measured once, opens
-files several hundred times for each entry (strace), which newer versions may not do. GNU tar shows what
-extraction alone costs when nothing is verified.
+extraction right after a deletion is several times slower on ext4: for a while it searches past every inode
+that was deleted (perf: `recently_deleted` below `ext4_create`), whoever deleted it. The disk is synced
+between runs. In memory (tmpfs) each tree goes after its run, so that all write to memory that was used
+before. hpcpod is the installed command, run as a plain user, Python's start included; it flushes its tree
+to disk before it says that it is done, the others do not: *flushed* is the median time until a sync(2)
+after each has ended. The goals compare both times. umoci and podman run as root, which is faster for both;
+umoci's rootless mode, measured once, opens files several hundred times for each entry (strace), which
+newer versions may not do. GNU tar shows what extraction alone costs when nothing is verified.
 
 The *floor* is the same bytes' cost in the stages that nobody can leave out, each measured by itself in
 one thread with its input in memory: sha256 of the blobs, decompression (ISA-L, zstd) into one buffer that

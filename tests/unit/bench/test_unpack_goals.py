@@ -47,3 +47,22 @@ def test_who_is_not_measured_shows(key: str) -> None:
 def test_a_floor_that_is_not_measured_shows(key: str) -> None:
     times = {other: time for other, time in (PEERS | OURS | FLOORS).items() if other != key}
     assert met(times)[1] == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("ended", "flushed", "expected"),
+    [(3000, 3000, ["yes", "yes"]), (2900, 3000, ["yes", "**no**"]), (3000, 2900, ["**no**", "yes"])],
+)
+def test_on_a_disk_both_times_count(ended: int, flushed: int, expected: list[str]) -> None:
+    """Until the tree is on the disk, and until the command ends."""
+    walls = {key: {"all": [1000], "flushed": [1000]} for key in OURS}
+    walls |= {key: {"all": [ended], "flushed": [flushed]} for key in PEERS}
+    rows = [
+        Row(key, key, "unpack", "", "", times, {"all": [1000]}, {"all": [50 << 10]})
+        for key, times in walls.items()
+    ]
+    rows += [Row(key, key, "floor", "", "", {"all": [800]}, {"all": [800]}) for key in FLOORS]
+    found = goals.lines({"unpack": Result("unpack", {}, {}, [], {"image: disk (ext4)": rows}, [])})
+    assert [line[2] for line in found][:2] == expected
+    assert "until the tree is on the disk" in found[0][0]
+    assert "until the command ends" in found[1][0]
