@@ -85,6 +85,7 @@ class SifSource(FileSource):
         with filling(directory, (2 * self._size, 0), self._limits, progress, readable) as applier:
             copy = _private_file(directory)
             try:
+                applier.hold(self._size)
                 self._copy(copy)
                 read = _reader(copy, root.offset)
                 image = Squashfs(read, root.size, self._limits)
@@ -93,6 +94,7 @@ class SifSource(FileSource):
                 raise self._named(error) from None
             finally:
                 os.close(copy)
+            applier.hold(-self._size)
         return Unpacked(budget.used, applier.entries, applier.skipped, applier.disk)
 
     def _parsed(self, fd: int) -> tuple[Sif, dict[str, str]]:

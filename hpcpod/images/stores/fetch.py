@@ -18,6 +18,7 @@ from hpcpod.images.sources.source import Described, Source
 from hpcpod.images.stores.embryo import Beating, Embryo, make_embryo, unique_name
 from hpcpod.images.stores.forms import choose, entry_name, parse_form
 from hpcpod.images.stores.pack import pack
+from hpcpod.images.stores.room import Bounded, Room, packing
 from hpcpod.images.stores.store import CONFIG, FACTS, MANIFEST, META, ROOTFS, Store, StoredImage
 from hpcpod.images.stores.summary import summarise, to_json
 from hpcpod.images.stores.tools import form_facts
@@ -33,6 +34,8 @@ POLL_SECONDS = (0.002, 0.02)
 """First and longest pause between two looks at a lock."""
 OWNER_READS, EVERYBODY_READS = 0o400, 0o444
 """What files of a packed image, and of the site's store, must permit: who packs or uses them reads them."""
+_OWNER = 0, 0
+"""Of files in packed images: root for the kernel; where a user mounts one, the user is 0 (native/fuse.c)."""
 _EXISTS = (errno.EEXIST, errno.ENOTEMPTY)
 
 
@@ -125,12 +128,14 @@ def _try_lock(fd: int) -> bool:
 
 
 def _make(store: Store, source: Source, described: Described, form: tuple[Form, str], order: Order) -> None:
-    from hpcpod.images.stores.collect import enforce, make_room
+    from hpcpod.images.stores.collect import enforce, fit, make_room
 
-    make_room(store, described.size, order.settings, order.progress)
-    embryo = fill(store, source, described, form, order)
+    name = entry_name(described.digest, form[0])
+    room = make_room(store, described.size, order.settings, order.progress)
+    embryo = fill(store, source, described, form, order, room)
     try:
-        appear(store, embryo, entry_name(described.digest, form[0]), order.limits)
+        fit(store, embryo.disk, order.settings, order.progress, name)
+        appear(store, embryo, name, order.limits)
     except OSError as error:
         embryo.discard()
         raise write_error(error, store.directory) from None
@@ -139,20 +144,30 @@ def _make(store: Store, source: Source, described: Described, form: tuple[Form, 
         raise
     embryo.release()
     store.tidy()
-    enforce(store, order.settings, order.progress, keep=entry_name(described.digest, form[0]))
+    enforce(store, order.settings, order.progress, keep=name)
 
 
-def fill(store: Store, source: Source, described: Described, form: tuple[Form, str], order: Order) -> Embryo:
+def fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
+    store: Store,
+    source: Source,
+    described: Described,
+    form: tuple[Form, str],
+    order: Order,
+    room: Room | None = None,
+) -> Embryo:
     """Make the whole content of an entry, on the disk, in a directory that waits for its name.
 
-    Raises HpcpodError; then nothing is left.
+    room: what it may take meanwhile (collect.make_room); None for what this process finds out itself, which
+    cannot see what others' processes have mounted.  Raises HpcpodError; then nothing is left.
     """
+    from hpcpod.images.stores.collect import room_in
+
     try:
         embryo = make_embryo(store.tmp)
     except OSError as error:
         raise write_error(error, store.tmp) from None
     try:
-        _fill(embryo, store, source, described, form, order)
+        _fill(embryo, store, source, described, form, order, room or room_in(store, order.settings))
         syncfs(embryo.fd)
     except OSError as error:
         embryo.discard()
@@ -170,21 +185,21 @@ def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
     described: Described,
     choice: tuple[Form, str],
     order: Order,
+    room: Room,
 ) -> None:
-    from hpcpod.images.stores.collect import check_quota
-
     started = time.monotonic()
     form, why = choice
     rootfs = f"{embryo.path}/{ROOTFS}"
     os.mkdir(rootfs, 0o700)
     readable = EVERYBODY_READS if store.site else 0 if form is Form.DIRECTORY else OWNER_READS
-    unpacked = source.unpack(rootfs, Beating(order.progress, embryo), readable)
+    unpacked = source.unpack(rootfs, Beating(Bounded(order.progress, room), embryo), readable)
     facts = summarise(rootfs, described.config.config)
     disk, sha256 = unpacked.disk, ""
     if form is not Form.DIRECTORY:
-        owner = (0, 0)  # root for the kernel; where a user mounts it, the user is called 0 (native/fuse.c)
-        sha256, disk = pack(form, form_facts(store.directory, site=store.site), rootfs, owner, embryo.beat)
-    check_quota(store, disk, order.settings)
+        packer = form_facts(store.directory, site=store.site)
+        with packing(room, unpacked.disk):
+            sha256, disk = pack(form, packer, rootfs, _OWNER, embryo.beat)
+    embryo.disk = disk
     meta = StoredImage(
         digest=described.digest,
         reference=order.reference,
