@@ -109,7 +109,7 @@ class SifSource(FileSource):
 
             digest = hashlib.sha256()
             try:
-                with OwnBlob(self._fd, self._size) as blob:
+                with OwnBlob(self._fd, self._size, self._stamp.path) as blob:
                     for chunk in blob.chunks(_CHUNK):
                         digest.update(chunk)
                 self._hash = self._check_pin(f"sha256:{digest.hexdigest()}")
@@ -157,7 +157,7 @@ class SifSource(FileSource):
         import hashlib
 
         digest = hashlib.sha256()
-        with OwnBlob(self._fd, self._size) as blob:
+        with OwnBlob(self._fd, self._size, self._stamp.path) as blob:
             for chunk in blob.chunks(_CHUNK):
                 digest.update(chunk)
                 _write_all(fd, chunk)

@@ -69,7 +69,7 @@ class Embryo:
 
     def is_there(self) -> bool:
         """Whether its path still leads to it: who may write in the parent can exchange what is there."""
-        return _is_at(self.path, self.fd)
+        return is_at(self.path, self.fd)
 
 
 class Beating:
@@ -87,7 +87,8 @@ class Beating:
         self._progress.advance(count)
 
 
-def _is_at(path: str, fd: int) -> bool:
+def is_at(path: str, fd: int) -> bool:
+    """Whether path leads to what is open, and is no link to it.  Raises OSError other than ENOENT."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(fd))
     except FileNotFoundError:
@@ -177,7 +178,7 @@ def _remove_dead(path: str, maker: re.Match[str], own: bool, keep: Callable[[str
         if status.st_uid != os.geteuid() or _alive(maker, status, own):
             return False
         # Its maker may have given it the final name while it still lived.
-        if not _is_at(path, fd) or (keep is not None and keep(path)):
+        if not is_at(path, fd) or (keep is not None and keep(path)):
             return False
         empty_directory(fd)
         os.rmdir(path)

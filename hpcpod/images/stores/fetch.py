@@ -9,20 +9,20 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from hpcpod.errors import StoreUnusable
+from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.source import Described, Source
-from hpcpod.images.stores.embryo import Beating, Embryo, make_embryo, unique_name
+from hpcpod.images.stores.embryo import Beating, Embryo, is_at, make_embryo, unique_name
 from hpcpod.images.stores.forms import choose, entry_name, parse_form
 from hpcpod.images.stores.pack import pack
 from hpcpod.images.stores.room import Bounded, Room, packing
 from hpcpod.images.stores.store import CONFIG, FACTS, MANIFEST, META, ROOTFS, Store, StoredImage
 from hpcpod.images.stores.summary import summarise, to_json
 from hpcpod.images.stores.tools import form_facts
-from hpcpod.images.unpacking.layers import write_error
+from hpcpod.images.unpacking.layers import FREE_SPACE, write_error
 from hpcpod.kernel import syncfs
 from hpcpod.log import Progress, shown
 from hpcpod.model import Form, Phase, Platform, VerifiedImage
@@ -82,11 +82,15 @@ def fetch(store: Store, source: Source, digest: str, order: Order) -> tuple[Veri
 @contextmanager
 def locked(store: Store, name: str, order: Order) -> Iterator[bool]:
     """Hold the lock of an entry; yields whether another process had it first."""
-    fd = open_lock(order.locks, f"image-{name}")
-    try:
-        yield _wait(fd, store, name, order.progress)
-    finally:
-        os.close(fd)
+    while True:
+        fd = open_lock(order.locks, f"image-{name}")
+        try:
+            waited = _wait(fd, store, name, order.progress)
+            if is_at(f"{order.locks}/image-{name}", fd):  # else a collection removed it meanwhile
+                yield waited
+                return
+        finally:
+            os.close(fd)
 
 
 def open_lock(directory: str, name: str) -> int:
@@ -97,6 +101,18 @@ def open_lock(directory: str, name: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StoreUnusable(f"lock {path}: {os.strerror(error.errno or 0).lower()}") from None
+
+
+def forget_lock(path: str) -> None:
+    """Remove a lock file that nobody holds.  Whoever has it open finds, with the lock, that it is gone."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(path, fd):
+                os.unlink(path)
+        finally:
+            os.close(fd)
 
 
 def _wait(fd: int, store: Store, name: str, progress: Progress) -> bool:
@@ -171,11 +187,21 @@ def fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
         syncfs(embryo.fd)
     except OSError as error:
         embryo.discard()
-        raise write_error(error, store.directory) from None
+        raise _of_store(write_error(error, store.directory), embryo, store) from None
+    except (StoreFull, StoreUnusable) as error:
+        embryo.discard()
+        raise _of_store(error, embryo, store) from None
     except BaseException:
         embryo.discard()
         raise
     return embryo
+
+
+def _of_store(error: HpcpodError, embryo: Embryo, store: Store) -> HpcpodError:
+    """What was said of the temporary place, said of the store; HPCPOD_STORE does not choose the site's."""
+    message = error.message.replace(f"{embryo.path}/{ROOTFS}", f"image store {store.directory}")
+    hint = "hpcpod image gc --site frees space" if store.site and error.hint == FREE_SPACE else error.hint
+    return type(error)(message, hint=hint)
 
 
 def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
