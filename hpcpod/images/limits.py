@@ -15,7 +15,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 NAME_COST = 250
 """Bytes that a name kept with a value takes beside its own, about."""
-MARK_COST = 10
+MARK_COST = 16
 """Bytes that the mark of a name takes, about, however long the name is (unpacking/marks.py)."""
 
 

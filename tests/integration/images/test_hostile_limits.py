@@ -107,7 +107,7 @@ LIMITS: dict[str, tuple[Maker, int]] = {
     "bytes_out": (tar(TEN), 12 * BLOCK),
     "entries": (tar(TEN[: 5 * BLOCK], TEN[5 * BLOCK :]), 10),
     "directories": (tar(directory(b"a") + file(b"b/c/x") + directory(b"a")), 3),
-    "names_bytes": (tar(TEN, directory(b"12345") + file(b"abc")), 2 * 10),
+    "names_bytes": (tar(TEN, directory(b"12345") + file(b"abc")), 2 * 16),
     "names_disk": (tar(spilled()[0]), spilled()[1]),
     "file_bytes": (tar(file(b"x", bytes(1000))), 1000),
     "path_bytes": (tar(file(DEEP)), 19),
