@@ -33,7 +33,7 @@ class Marks:
     """A set of paths that forgets what they are called: 80 bits of a keyed hash for each.
 
     The key is random, so no image can aim at two names that are taken for one; by chance that happens to the
-    largest image that limits let in with a probability of 1e-10.  A mark takes 14 bytes of six millions, 22 of one.
+    largest image that limits let in with a probability of 1e-10.  A mark takes 14 to 22 bytes.
     """
 
     def __init__(self, limits: Limits) -> None:
