@@ -7,11 +7,12 @@ systems with quotas, and locks do not hold there.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
 
-from hpcpod.errors import StoreUnusable
+from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable
 
 ATTEMPTS = 10
 """Names tried where another user might have taken the first (a sticky world-writable directory)."""
@@ -64,6 +65,27 @@ def runtime_directory(environment: Mapping[str, str], uid: int) -> str:
     return found
 
 
+def _no_store(path: str, uid: int) -> HpcpodError:
+    """Why a directory that was to be made is not there, or not this user's alone."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        reason = f"not a directory of uid {uid} with mode 0700"
+    except OSError as error:
+        code = errno.errorcode.get(error.errno or 0, "error")
+        reason = f"cannot be made: {os.strerror(error.errno or 0).lower()} ({code})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StoreFull(
+                f"image store {path}: {reason}",
+                hint="no space or no inodes are left there; HPCPOD_STORE chooses another disk",
+            )
+    else:
+        reason = "could not be made at first; try again"
+    return StoreUnusable(
+        f"image store {path}: {reason}", hint="choose another with HPCPOD_STORE, on a disk of this node"
+    )
+
+
 def store_directory(environment: Mapping[str, str], uid: int) -> str:
     """Directory of unpacked images on node-local disk.
 
@@ -79,12 +101,11 @@ def store_directory(environment: Mapping[str, str], uid: int) -> str:
             )
         if _own_directory(os.path.abspath(given), uid, create=True):
             return os.path.abspath(given)
-        raise StoreUnusable(
-            f"image store {given}: cannot be made, or not a directory of uid {uid} with mode 0700",
-            hint="choose another with HPCPOD_STORE, on a disk of this node",
-        )
+        raise _no_store(given, uid)
     found = _first_own(f"/var/tmp/hpcpod-{uid}", uid, create=True)
     if found is None:
+        if isinstance(why := _no_store(f"/var/tmp/hpcpod-{uid}", uid), StoreFull):
+            raise why
         raise StoreUnusable(
             f"image store /var/tmp/hpcpod-{uid}: cannot be made, and no name beside it",
             hint="set HPCPOD_STORE to a directory on a disk of this node",

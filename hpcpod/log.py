@@ -23,6 +23,8 @@ TTY_SECONDS = 0.1
 HEARTBEAT_SECONDS = 5.0
 BAR_WIDTH = 30
 SHOWN_MAX = 200
+UNBOUNDED = 1 << 62
+"""Bytes of a disk that nobody counts."""
 
 
 def shown(name: str | bytes) -> str:
@@ -60,6 +62,12 @@ class Progress(Protocol):
     def advance(self, count: int) -> None:
         """Count more bytes are done."""
 
+    def took(self, total: int) -> int:
+        """The work has taken so many bytes of the disk by now, or is about to; how many more it may take.
+
+        Raises what is to end the work when these are too many.
+        """
+
     def note(self, text: str) -> None:
         """A line worth reading even when the work is short."""
 
@@ -75,6 +83,10 @@ class Silent:
 
     def advance(self, count: int) -> None:
         """Say nothing."""
+
+    def took(self, total: int) -> int:
+        """Let it take as much as it likes."""
+        return UNBOUNDED
 
     def note(self, text: str) -> None:
         """Say nothing."""
@@ -120,6 +132,10 @@ class StderrProgress:
         self._stream.write(f"\r{text}\x1b[K" if self._tty else f"{text}\n")
         self._stream.flush()
         self._drawn = True
+
+    def took(self, total: int) -> int:
+        """Let it take as much as it likes."""
+        return UNBOUNDED
 
     def _text(self, now: float) -> str:
         elapsed = now - self._start

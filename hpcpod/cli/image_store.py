@@ -254,6 +254,7 @@ def umount(name: str | None, lease: str, everything: bool) -> None:
     """
     if everything == bool(name):
         raise UsageError("umount: wants either an image or --all", hint="hpcpod image df shows the leases")
+    mounts.check_lease(lease)
     settings = read_settings(os.environ)
     store = open_for_root(settings)
     if name is None:

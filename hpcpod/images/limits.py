@@ -13,8 +13,10 @@ from hpcpod.settings import Settings
 
 MIB = 1 << 20
 GIB = 1 << 30
-NAME_COST = 100
-"""Bytes that a name in a set takes beside its own, about."""
+NAME_COST = 250
+"""Bytes that a name kept with a value takes beside its own, about."""
+MARK_COST = 16
+"""Bytes that the mark of a name takes, about, however long the name is (unpacking/marks.py)."""
 
 
 @frozen
@@ -23,9 +25,10 @@ class Limits:
 
     bytes_out: of all layers after decompression, tar headers and padding included (``--max-bytes``).
     entries: tar entries of all layers.  file_bytes: apparent size of one file.
-    directories: made for them, named by an entry or not; each is kept in memory until its mode is set.
-    names_bytes: memory for names: of directories, and of all that the present layer, unless it is the lowest,
-    has made, which its whiteouts must leave alone; NAME_COST and the path's length for each.
+    directories: made for them, named by an entry or not, those included that were removed again.
+    names_bytes: memory for marks of all that the present layer, unless it is the lowest, has made, which its
+    whiteouts must leave alone: MARK_COST for each.  names_disk: a file for the names of directories, whose
+    modes are set last, beyond the few megabytes that are held in memory.
     path_bytes, path_depth: of a name, and of the place that symlinks lead it to.
     name_bytes: one component (NAME_MAX).  link_bytes: target of a symlink (PATH_MAX - 1).
     header_bytes: pax and GNU long-name data before one entry.  pax_records: in one pax header.
@@ -40,7 +43,8 @@ class Limits:
     bytes_out: int = 512 * GIB
     entries: int = 20_000_000
     directories: int = 4_000_000
-    names_bytes: int = GIB
+    names_bytes: int = 96 * MIB
+    names_disk: int = 4 * GIB
     file_bytes: int = 512 * GIB
     path_bytes: int = 4095
     path_depth: int = 200

@@ -59,6 +59,9 @@ one: each kind of thing that an unpacker does.  two: small, and its directories 
 _AGED = ("locks", "verified")
 """Folders of the run-time directory whose small files are used again, and go when they are old."""
 
+_OF_ENTRIES = ("", "entry-", "image-")
+"""What comes before an entry's name in those folders."""
+
 _VARIES = ("when", "seconds", "why", "reference")
 """Fields of meta.json that say when and how, not what."""
 
@@ -177,6 +180,10 @@ class Rig:
         self.run(["image", "gc", *self.site]).check()
         self.run(["gc"]).check()
         left = leftovers(self.store, self.runtime)
+        if self.site:  # nobody ages what is root's
+            names = [path.name for folder in _AGED for path in self.runtime.glob(f"{folder}/*")]
+            known = {"entry-store", *(f"{kind}{name}" for name in self.names() for kind in _OF_ENTRIES)}
+            left += [name for name in names if name not in known]
         left += [str(path) for path in self.account.home.iterdir() if path != self.out]
         assert not left, f"left: {left}\nafter {why}"
 

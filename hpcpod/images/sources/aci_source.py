@@ -19,7 +19,7 @@ from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.aci import AciManifest, image_config, parse_aci_manifest, platform_for
 from hpcpod.images.sources.filesource import FileSource, OwnBlob
-from hpcpod.images.sources.layout import open_regular
+from hpcpod.images.sources.layout import open_regular, read_at
 from hpcpod.images.sources.manifest import Compression, Descriptor, Layer, parse_config
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.source import Described, Part
@@ -105,7 +105,7 @@ class AciSource(FileSource):
         try:
             if status.st_size > SIGNATURE_MAX:
                 raise ImageLimitExceeded(f"{shown(path)}: {status.st_size} bytes, at most {SIGNATURE_MAX}")
-            message = os.pread(fd, SIGNATURE_MAX, 0)
+            message = read_at(fd, SIGNATURE_MAX, 0, path)
         finally:
             os.close(fd)
         digest = self._scan().layer.blob.digest
@@ -130,7 +130,7 @@ class AciSource(FileSource):
         from hpcpod.images.unpacking.pipeline import Cancelled, LayerPipeline
         from hpcpod.images.unpacking.tarstream import ByteStream
 
-        with OwnBlob(self._fd, self._size) as blob:
+        with OwnBlob(self._fd, self._size, self._stamp.path) as blob:
             pipeline = LayerPipeline(scanned.layer, blob, self._limits, budget, progress.advance)
             try:
                 stream = ByteStream(pipeline.chunks())
@@ -160,7 +160,7 @@ class AciSource(FileSource):
 
         compression = self._compression()
         packed, plain, budget = hashlib.sha256(), hashlib.sha512(), Budget(self._limits)
-        with OwnBlob(self._fd, self._size) as blob:
+        with OwnBlob(self._fd, self._size, self._stamp.path) as blob:
             raw = _hashed(blob.chunks(RAW_CHUNK), packed.update)
             chunks = _hashed(decompress(compression, raw, self._limits), plain.update, budget)
             scan = AciScan(ByteStream(chunks), self._limits)
@@ -181,7 +181,7 @@ class AciSource(FileSource):
         )
 
     def _compression(self) -> Compression:
-        start = os.pread(self._fd, _MAGIC_BYTES, 0)
+        start = read_at(self._fd, _MAGIC_BYTES, 0, self._stamp.path)
         for magic, compression in _MAGIC:
             if start.startswith(magic):
                 return compression

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from hpcpod.errors import ImageInvalid, ImageLimitExceeded, ImageNotFound
 from hpcpod.images.limits import Limits
-from hpcpod.images.sources.layout import INDEX, MARK, Blob, open_regular, stamp_of
+from hpcpod.images.sources.layout import INDEX, MARK, Blob, open_regular, read_at, stamp_of
 from hpcpod.images.unpacking.names import normal_name
 from hpcpod.images.unpacking.tarstream import ByteStream, Kind, TarReader
 from hpcpod.log import shown
@@ -22,15 +22,16 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"BZ": "bzip2", b"\xfd7
 class SeekingStream(ByteStream):
     """Reads headers of a file by position and passes over data without reading it."""
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, size: int, name: str) -> None:
         super().__init__(iter(()))
         self._fd = fd
+        self._name = name
         self._size = size
         self.offset = 0
 
     def take(self, count: int) -> bytes:
         """The next count bytes; fewer only at the end of the file."""
-        data = os.pread(self._fd, count, self.offset)
+        data = read_at(self._fd, count, self.offset, self._name)
         self.offset += len(data)
         return data
 
@@ -48,13 +49,13 @@ class SeekingStream(ByteStream):
         return True
 
 
-def hint_for(fd: int) -> str | None:
+def hint_for(fd: int, name: str) -> str | None:
     """What to do with a file that is no tar, from its first bytes.
 
     Layers are read where they lie in the archive, in the order that its documents say; in a compressed one
     they would be reached only by decompressing all that is before them, again for each.
     """
-    kind = _COMPRESSED.get(os.pread(fd, 2, 0))
+    kind = _COMPRESSED.get(read_at(fd, 2, 0, name))
     return f"the file is compressed: unpack it with {kind} -d first" if kind else None
 
 
@@ -68,12 +69,12 @@ class ArchiveLayout:
         try:
             self._members = dict(self._walk(status.st_size, limits))
         except ImageInvalid as error:
-            hint = hint_for(self._fd) or error.hint
+            hint = hint_for(self._fd, self._path) or error.hint
             os.close(self._fd)
             raise type(error)(f"image archive {shown(self._path)}: {error.message}", hint=hint) from None
 
     def _walk(self, size: int, limits: Limits) -> Iterator[tuple[str, tuple[int, int]]]:
-        stream = SeekingStream(self._fd, size)
+        stream = SeekingStream(self._fd, size, self._path)
         seen: set[str] = set()
         for count, entry in enumerate(TarReader(stream, limits)):
             if count >= limits.archive_members:
@@ -99,7 +100,7 @@ class ArchiveLayout:
         if found is None:
             raise ImageNotFound(f"image archive {shown(self._path)}: no file {name} in it")
         # A descriptor of the same open file: whatever happens to the path, these are the bytes indexed.
-        return Blob(os.dup(self._fd), *found)
+        return Blob(os.dup(self._fd), *found, f"{self._path}: {name}")
 
     def close(self) -> None:
         """Close the archive."""

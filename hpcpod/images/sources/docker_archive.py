@@ -77,13 +77,13 @@ class DockerArchiveSource(FileSource):
             self._members = dict(self._walk())
         except (ImageInvalid, OSError) as error:
             named = self._named(error)
-            named.hint = hint_for(self._fd) or named.hint
+            named.hint = hint_for(self._fd, self._stamp.path) or named.hint
             self.close()
             raise named from None
 
     def _walk(self) -> Iterator[tuple[str, Member]]:
         """Files and links that manifest.json can name."""
-        stream = SeekingStream(self._fd, self._size)
+        stream = SeekingStream(self._fd, self._size, self._stamp.path)
         seen: set[str] = set()
         for count, entry in enumerate(TarReader(stream, self._limits)):
             if count >= self._limits.archive_members:

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
-from hpcpod.errors import HpcpodError, ImageDigestMismatch, ImageInvalid, ImagePlatformMismatch
+from hpcpod.errors import HpcpodError, ImageDigestMismatch, ImagePlatformMismatch
 from hpcpod.images.limits import Limits
-from hpcpod.images.sources.layout import Blob, open_regular, stamp_of
+from hpcpod.images.sources.layout import Blob, open_regular, read_error, stamp_of
 from hpcpod.images.sources.platforms import fits
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.trust.facts import Signature, Subject, path_scopes
@@ -87,18 +86,17 @@ class FileSource:
         return digest
 
     def _named(self, error: HpcpodError | OSError) -> HpcpodError:
-        """The error with the image's name before it."""
+        """The error with the image's name before it; what its disk refuses is not the image's fault."""
         if isinstance(error, OSError):
-            code = errno.errorcode.get(error.errno or 0, "error")
-            return ImageInvalid(f"image {self._name}: cannot be read ({code})")
+            return read_error(error, self._name)
         return type(error)(f"image {self._name}: {error.message}", hint=error.hint)
 
 
 class OwnBlob(Blob):
     """A file's content by a descriptor of its own.  A context manager."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        super().__init__(os.dup(fd), 0, size)
+    def __init__(self, fd: int, size: int, name: str) -> None:
+        super().__init__(os.dup(fd), 0, size, name)
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -39,20 +39,27 @@ _NODE = (errno.EIO, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno
 
 
 class Blob:
-    """Bytes of a regular file from offset on, read by position; owns the descriptor."""
+    """Bytes of a regular file from offset on, read by position; owns the descriptor.  name: for messages."""
 
-    def __init__(self, fd: int, offset: int, size: int) -> None:
+    def __init__(self, fd: int, offset: int, size: int, name: str = "blob") -> None:
         self.size = size
+        self.name = name
         self._fd = fd
         self._offset = offset
 
     def chunks(self, longest: int) -> Iterator[bytes]:
-        """The content in pieces.  Raises ImageDigestMismatch when the file has become shorter."""
+        """The content in pieces.
+
+        Raises ImageDigestMismatch when the file has become shorter, SystemRefused when it cannot be read.
+        """
         position = 0
         while position < self.size:
-            chunk = os.pread(self._fd, min(longest, self.size - position), self._offset + position)
+            count = min(longest, self.size - position)
+            chunk = read_at(self._fd, count, self._offset + position, self.name)
             if not chunk:
-                raise ImageDigestMismatch(f"blob: file ends after {position} of {self.size} bytes")
+                raise ImageDigestMismatch(
+                    f"{shown(self.name)}: file ends after {position} of {self.size} bytes"
+                )
             position += len(chunk)
             yield chunk
 
@@ -62,6 +69,23 @@ class Blob:
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self._fd)
+
+
+def read_at(fd: int, count: int, offset: int, name: str) -> bytes:
+    """pread(2).  Raises SystemRefused with the file's name: what fails here is its disk, not the image."""
+    try:
+        return os.pread(fd, count, offset)
+    except OSError as error:
+        raise read_error(error, name) from None
+
+
+def read_error(error: OSError, name: str) -> SystemRefused:
+    """The error for a file of an image that its disk or server does not give."""
+    code = errno.errorcode.get(error.errno or 0, "error")
+    return SystemRefused(
+        f"{shown(name)}: cannot be read: {os.strerror(error.errno or 0).lower()} ({code})",
+        hint="the disk or server that this file lies on failed; the image may be sound",
+    )
 
 
 class Layout(Protocol):
@@ -171,7 +195,7 @@ class DirectoryLayout:
                 os.close(descriptor)
         if name == INDEX:
             self._stamp = stamp_of(path, status)
-        return Blob(fd, 0, status.st_size)
+        return Blob(fd, 0, status.st_size, path)
 
     def _no_layout(self) -> ImageNotFound:
         return ImageNotFound(

@@ -15,12 +15,13 @@ from hpcpod.errors import HpcpodError, StoreFull
 from hpcpod.frozen import frozen
 from hpcpod.images.stores import usage
 from hpcpod.images.stores.removal import remove_entry
+from hpcpod.images.stores.room import Room
 from hpcpod.images.stores.store import Store, StoredImage
 from hpcpod.log import Progress, size
 from hpcpod.settings import Quota, Settings
 
 GROWTH = 3
-"""A tree takes about so many times the bytes of its compressed layers: what room is made for."""
+"""A tree takes about so many times the bytes of its compressed layers: what a disk should have free."""
 
 
 @frozen
@@ -82,53 +83,63 @@ def limit_of(store: Store, settings: Settings) -> int | None:
     return quota_bytes(quota, status.f_blocks * status.f_frsize)
 
 
-def make_room(store: Store, compressed: int, settings: Settings, progress: Progress) -> None:
-    """Before an image is unpacked: collect what the quota, or a disk that is nearly full, asks for.
+def make_room(store: Store, compressed: int, settings: Settings, progress: Progress) -> Room:
+    """Before an image is unpacked: what it may take.  Raises StoreFull for one that cannot fit in any case.
 
-    compressed: the sum of the sizes in its manifest.  Raises StoreFull for an image that cannot fit whatever
-    is collected, before anything is.
+    compressed: the sum of the sizes in its manifest.  Collected is only what these prove to be necessary, and
+    what a disk needs that is nearly full; how large the image is shows when it is unpacked (fit()).
     """
-    check_quota(store, compressed, settings)
     limit = limit_of(store, settings)
-    expected = compressed * GROWTH
+    Room(store.directory, limit).left(compressed)
     status = os.statvfs(store.directory)
     free = status.f_bavail * status.f_frsize
-    missing = expected - free
+    missing = compressed * GROWTH - free
     if limit is None and missing <= 0:
-        return
+        return Room(store.directory)
     found = candidates(store)
     held = sum(candidate.image.disk for candidate in found)
-    kept = sum(candidate.image.disk for candidate in found if candidate.kept)
-    _refuse_in_vain(store, compressed, free + held - kept, kept, limit)
-    if limit is not None and held + expected > limit * settings.high // 100:
-        missing = max(missing, held + expected - limit * settings.low // 100)
-    if missing > 0:
-        collect(store, missing, progress)
-
-
-def _refuse_in_vain(store: Store, needed: int, free: int, kept: int, limit: int | None) -> None:
-    """Raise StoreFull where not even collecting all would do.  free: what the disk would have then."""
-    if free < needed:
+    room = _room(store, found, limit)
+    room.left(compressed)
+    if free + held - room.kept < compressed:
         raise StoreFull(
-            f"image store {store.directory}: the image takes {size(needed)} or more, {size(free)} can be had",
+            f"image store {store.directory}: the image takes {size(compressed)} or more, "
+            f"{size(free + held - room.kept)} can be had",
             hint="HPCPOD_STORE chooses another disk; what is pinned or in use stays (hpcpod image df)",
         )
-    if limit is not None and kept + needed > limit:
-        raise StoreFull(
-            f"image store {store.directory}: the image takes {size(needed)} or more, quota {size(limit)}, "
-            f"of which {size(kept)} are pinned or in use",
-            hint="hpcpod image df shows by what",
-        )
+    if limit is not None:
+        missing = max(missing, held + compressed - limit)
+    if missing > 0:
+        collect(store, missing, progress)
+    return room
 
 
-def check_quota(store: Store, needed: int, settings: Settings) -> None:
-    """Refuse an image that alone is larger than the quota; needed: bytes that it takes.  Raises StoreFull."""
+def room_in(store: Store, settings: Settings) -> Room:
+    """What an image may take, as far as whoever asks can see what must stay."""
     limit = limit_of(store, settings)
-    if limit is not None and needed > limit:
-        raise StoreFull(
-            f"image store {store.directory}: the image takes {size(needed)} or more, quota {size(limit)}",
-            hint="the site sets the quota in hpcpod.toml",
-        )
+    return Room(store.directory) if limit is None else _room(store, candidates(store), limit)
+
+
+def _room(store: Store, found: Sequence[Candidate], limit: int | None) -> Room:
+    return Room(store.directory, limit, sum(candidate.image.disk for candidate in found if candidate.kept))
+
+
+def fit(store: Store, disk: int, settings: Settings, progress: Progress, name: str) -> None:
+    """Before a finished image gets its name: collect for what it takes.  Raises StoreFull if it cannot fit.
+
+    Then nothing was collected.  disk: bytes that it takes; name: of its entry, which replaces what has it.
+    """
+    limit = limit_of(store, settings)
+    if limit is None:
+        return
+    found = [candidate for candidate in candidates(store) if candidate.image.name != name]
+    room = _room(store, found, limit)
+    room.left(disk)
+    held = sum(candidate.image.disk for candidate in found)
+    if held + disk > limit * settings.high // 100:
+        removed = collect(store, held + disk - limit * settings.low // 100, progress, name)
+        held -= sum(image.disk for image in removed)
+        if held + disk > limit:  # came into use meanwhile
+            raise Room(store.directory, limit, held).full(disk)
 
 
 def enforce(store: Store, settings: Settings, progress: Progress, keep: str = "") -> list[StoredImage]:

@@ -8,18 +8,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from hpcpod.errors import UsageError
+from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable, UsageError
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.access import Access
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.source import open_source
 from hpcpod.images.stores.admission import Terms, admit
-from hpcpod.images.stores.embryo import Beating, Embryo, is_dead, make_embryo, sweep, unique_name
-from hpcpod.images.unpacking.layers import Unpacked, write_error
+from hpcpod.images.stores.embryo import Beating, Embryo, is_at, is_dead, make_embryo, sweep, unique_name
+from hpcpod.images.unpacking.layers import Unpacked
 from hpcpod.kernel import rename_new, syncfs
 from hpcpod.log import Progress, shown
 from hpcpod.model import Platform
 
+_SPACE = "free space where the destination is, or name one on another disk"
 PREFIX = ".hpcpod-unpack-"
 """Beginning of the name of a directory in the making, beside its final place."""
 
@@ -42,14 +43,14 @@ def unpack_to(  # noqa: PLR0913 - each is a fact of its own
     """
     target = os.path.abspath(destination)
     parent = os.path.dirname(target)
-    if os.path.lexists(target):
-        raise _exists(target)
+    _check_free(target)
     with open_source(reference, limits, access) as source:
         described = source.describe(platform)
         if terms:
             admit(terms, source.subject(platform), lambda: source.signatures(platform))
         with _growing(parent, target) as embryo:
-            unpacked = source.unpack(embryo.path, Beating(progress, embryo))
+            # By descriptor: who may write in the parent could put another directory in its place meanwhile.
+            unpacked = source.unpack(f"/proc/self/fd/{embryo.fd}/.", Beating(progress, embryo))
     return described.digest, unpacked
 
 
@@ -95,22 +96,59 @@ def _growing(parent: str, target: str) -> Iterator[Embryo]:
         sweep(parent, PREFIX)
         embryo = make_embryo(parent, PREFIX)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            raise UsageError(f"destination {shown(target)}: {shown(parent)} is not a directory") from None
-        raise write_error(error, parent) from None
+        raise _refused(error, target) from None
     try:
         yield embryo
         syncfs(embryo.fd)
         _publish(embryo, parent, target)
     except OSError as error:
         embryo.discard()
-        if error.errno == errno.EEXIST:
-            raise _exists(target) from None
-        raise write_error(error, parent) from None
+        raise _refused(error, target) from None
+    except (StoreFull, StoreUnusable) as error:
+        place = f"/proc/self/fd/{embryo.fd}/."
+        embryo.discard()
+        raise _at(error, place, target) from None
     except BaseException:
         embryo.discard()
         raise
     embryo.release()
+
+
+def _check_free(target: str) -> None:
+    """Raise UsageError unless target is a name that something can be given, and nothing has.
+
+    That is found before the work, which may be long.
+    """
+    try:
+        os.lstat(target)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _refused(error, target) from None
+    raise _exists(target)
+
+
+def _refused(error: OSError, target: str) -> HpcpodError:
+    """The error for a destination that cannot be made, written or named: never the image's fault."""
+    reason = os.strerror(error.errno or 0).lower()
+    code = errno.errorcode.get(error.errno or 0, "error")
+    if error.errno == errno.EEXIST:
+        return _exists(target)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.isdir(os.path.dirname(target)):
+        return UsageError(f"destination {shown(target)}: {shown(os.path.dirname(target))} is not a directory")
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return UsageError(f"destination {shown(target)}: {reason} ({code})")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(f"destination {shown(target)}: file system is full ({code})", hint=_SPACE)
+    if error.errno == errno.ESTALE:
+        reason = "somebody else put another thing in the place where it grows, or has removed it"
+    return StoreUnusable(f"destination {shown(target)}: {reason} ({code})")
+
+
+def _at(error: HpcpodError, place: str, target: str) -> HpcpodError:
+    """What was said of the place where the tree grew, said of the destination: the user knows no other."""
+    message = error.message.replace(place, f"destination {shown(target)}")
+    return type(error)(message, hint=_SPACE if isinstance(error, StoreFull) else error.hint)
 
 
 def _exists(target: str) -> UsageError:
@@ -118,10 +156,18 @@ def _exists(target: str) -> UsageError:
 
 
 def _publish(embryo: Embryo, parent: str, target: str) -> None:
-    """Give the finished tree its name, for good; else it keeps its temporary one.  Raises OSError."""
+    """Give the finished tree its name, for good; else it keeps its temporary one.  Raises OSError.
+
+    The rename is by name, so what has the name afterwards is compared with what was written: who may write in
+    the parent can exchange them.  ESTALE where it is another; that is not ours, and stays.
+    """
     fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        if not embryo.is_there():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), target)
         rename_new(embryo.path, target)
+        if not is_at(target, embryo.fd):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), target)
         try:
             os.fsync(fd)
         except OSError:

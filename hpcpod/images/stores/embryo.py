@@ -7,10 +7,12 @@ the time of change again every BEAT_SECONDS, for those who cannot ask after it.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from hpcpod.images.makers import FOREIGN_SECONDS, NAME, is_alive, unique_name
 from hpcpod.images.unpacking.tree import empty_directory
@@ -24,11 +26,15 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Embryo:
-    """A directory of this process.  Private: mode 0700.  path: where it is; fd: it, open."""
+    """A directory of this process.  Private: mode 0700.  path: where it is; fd: it, open.
+
+    disk: bytes that its finished content takes, for who gives it a name.
+    """
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self.fd = fd
+        self.disk = 0
         self._next = time.monotonic() + BEAT_SECONDS
 
     def beat(self) -> None:
@@ -43,13 +49,21 @@ class Embryo:
         os.close(self.fd)
 
     def discard(self) -> None:
-        """Remove it, unless it has its final name already."""
+        """Remove it, unless it has its final name already.
+
+        Where that cannot be, the next sweep tries again: what went wrong before is what there is to say.
+        """
         try:
-            if _is_at(self.path, self.fd):
-                empty_directory(self.fd)
-                os.rmdir(self.path)
+            with suppress(OSError):
+                if self.is_there():
+                    empty_directory(self.fd)
+                    os.rmdir(self.path)
         finally:
             os.close(self.fd)
+
+    def is_there(self) -> bool:
+        """Whether its path still leads to it: who may write in the parent can exchange what is there."""
+        return is_at(self.path, self.fd)
 
 
 class Beating:
@@ -57,6 +71,7 @@ class Beating:
 
     def __init__(self, progress: Progress, embryo: Embryo) -> None:
         self.begin, self.note, self.end = progress.begin, progress.note, progress.end
+        self.took = progress.took
         self._progress = progress
         self._embryo = embryo
 
@@ -66,7 +81,8 @@ class Beating:
         self._progress.advance(count)
 
 
-def _is_at(path: str, fd: int) -> bool:
+def is_at(path: str, fd: int) -> bool:
+    """Whether path leads to what is open, and is no link to it.  Raises OSError other than ENOENT."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(fd))
     except FileNotFoundError:
@@ -77,7 +93,15 @@ def make_embryo(parent: str, prefix: str = "") -> Embryo:
     """Make a directory below parent.  Raises OSError."""
     path = f"{parent}/{prefix}{unique_name()}"
     os.mkdir(path, 0o700)
-    return Embryo(path, os.open(path, _DIRECTORY))
+    fd = os.open(path, _DIRECTORY)
+    try:
+        # Whoever may write in the parent could have put another there, of whatever owner, meanwhile.
+        if os.fstat(fd).st_uid != os.geteuid() or os.listdir(fd):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+    except OSError:
+        os.close(fd)
+        raise
+    return Embryo(path, fd)
 
 
 def sweep(
@@ -110,7 +134,7 @@ def _remove_dead(path: str, maker: re.Match[str], own: bool, keep: Callable[[str
         if status.st_uid != os.geteuid() or is_alive(maker, status, own=own):
             return False
         # Its maker may have given it the final name while it still lived.
-        if not _is_at(path, fd) or (keep is not None and keep(path)):
+        if not is_at(path, fd) or (keep is not None and keep(path)):
             return False
         empty_directory(fd)
         os.rmdir(path)

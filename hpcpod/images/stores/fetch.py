@@ -9,21 +9,22 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from hpcpod.errors import StoreUnusable
+from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.access import Access
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.source import Described, Source
-from hpcpod.images.stores.embryo import Beating, Embryo, make_embryo, unique_name
+from hpcpod.images.stores.embryo import Beating, Embryo, is_at, make_embryo, unique_name
 from hpcpod.images.stores.forms import choose, entry_name, parse_form
 from hpcpod.images.stores.pack import pack
+from hpcpod.images.stores.room import Bounded, Room, packing
 from hpcpod.images.stores.store import CONFIG, FACTS, MANIFEST, META, ROOTFS, Store, StoredImage
 from hpcpod.images.stores.summary import summarise, to_json
 from hpcpod.images.stores.tools import form_facts
-from hpcpod.images.unpacking.layers import write_error
+from hpcpod.images.unpacking.layers import FREE_SPACE, write_error
 from hpcpod.kernel import syncfs
 from hpcpod.log import Progress, shown
 from hpcpod.model import Form, Phase, Platform, Pull, VerifiedImage
@@ -35,6 +36,8 @@ POLL_SECONDS = (0.002, 0.02)
 """First and longest pause between two looks at a lock."""
 OWNER_READS, EVERYBODY_READS = 0o400, 0o444
 """What files of a packed image, and of the site's store, must permit: who packs or uses them reads them."""
+_OWNER = 0, 0
+"""Of files in packed images: root for the kernel; where a user mounts one, the user is 0 (native/fuse.c)."""
 _EXISTS = (errno.EEXIST, errno.ENOTEMPTY)
 
 
@@ -88,11 +91,15 @@ def fetch(store: Store, source: Source, digest: str, order: Order) -> tuple[Veri
 @contextmanager
 def locked(store: Store, name: str, order: Order) -> Iterator[bool]:
     """Hold the lock of an entry; yields whether another process had it first."""
-    fd = open_lock(order.locks, f"image-{name}")
-    try:
-        yield _wait(fd, store, name, order.progress)
-    finally:
-        os.close(fd)
+    while True:
+        fd = open_lock(order.locks, f"image-{name}")
+        try:
+            waited = _wait(fd, store, name, order.progress)
+            if is_at(f"{order.locks}/image-{name}", fd):  # else a collection removed it meanwhile
+                yield waited
+                return
+        finally:
+            os.close(fd)
 
 
 def open_lock(directory: str, name: str) -> int:
@@ -103,6 +110,18 @@ def open_lock(directory: str, name: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StoreUnusable(f"lock {path}: {os.strerror(error.errno or 0).lower()}") from None
+
+
+def forget_lock(path: str) -> None:
+    """Remove a lock file that nobody holds.  Whoever has it open finds, with the lock, that it is gone."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(path, fd):
+                os.unlink(path)
+        finally:
+            os.close(fd)
 
 
 def _wait(fd: int, store: Store, name: str, progress: Progress) -> bool:
@@ -134,12 +153,14 @@ def _try_lock(fd: int) -> bool:
 
 
 def _make(store: Store, source: Source, described: Described, form: tuple[Form, str], order: Order) -> None:
-    from hpcpod.images.stores.collect import enforce, make_room
+    from hpcpod.images.stores.collect import enforce, fit, make_room
 
-    make_room(store, described.size, order.settings, order.progress)
-    embryo = fill(store, source, described, form, order)
+    name = entry_name(described.digest, form[0])
+    room = make_room(store, described.size, order.settings, order.progress)
+    embryo = fill(store, source, described, form, order, room)
     try:
-        appear(store, embryo, entry_name(described.digest, form[0]), order.limits)
+        fit(store, embryo.disk, order.settings, order.progress, name)
+        appear(store, embryo, name, order.limits)
     except OSError as error:
         embryo.discard()
         raise write_error(error, store.directory) from None
@@ -148,28 +169,48 @@ def _make(store: Store, source: Source, described: Described, form: tuple[Form, 
         raise
     embryo.release()
     store.tidy()
-    enforce(store, order.settings, order.progress, keep=entry_name(described.digest, form[0]))
+    enforce(store, order.settings, order.progress, keep=name)
 
 
-def fill(store: Store, source: Source, described: Described, form: tuple[Form, str], order: Order) -> Embryo:
+def fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
+    store: Store,
+    source: Source,
+    described: Described,
+    form: tuple[Form, str],
+    order: Order,
+    room: Room | None = None,
+) -> Embryo:
     """Make the whole content of an entry, on the disk, in a directory that waits for its name.
 
-    Raises HpcpodError; then nothing is left.
+    room: what it may take meanwhile (collect.make_room); None for what this process finds out itself, which
+    cannot see what others' processes have mounted.  Raises HpcpodError; then nothing is left.
     """
+    from hpcpod.images.stores.collect import room_in
+
     try:
         embryo = make_embryo(store.tmp)
     except OSError as error:
         raise write_error(error, store.tmp) from None
     try:
-        _fill(embryo, store, source, described, form, order)
+        _fill(embryo, store, source, described, form, order, room or room_in(store, order.settings))
         syncfs(embryo.fd)
     except OSError as error:
         embryo.discard()
-        raise write_error(error, store.directory) from None
+        raise _of_store(write_error(error, store.directory), embryo, store) from None
+    except (StoreFull, StoreUnusable) as error:
+        embryo.discard()
+        raise _of_store(error, embryo, store) from None
     except BaseException:
         embryo.discard()
         raise
     return embryo
+
+
+def _of_store(error: HpcpodError, embryo: Embryo, store: Store) -> HpcpodError:
+    """What was said of the temporary place, said of the store; HPCPOD_STORE does not choose the site's."""
+    message = error.message.replace(f"{embryo.path}/{ROOTFS}", f"image store {store.directory}")
+    hint = "hpcpod image gc --site frees space" if store.site and error.hint == FREE_SPACE else error.hint
+    return type(error)(message, hint=hint)
 
 
 def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
@@ -179,21 +220,21 @@ def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
     described: Described,
     choice: tuple[Form, str],
     order: Order,
+    room: Room,
 ) -> None:
-    from hpcpod.images.stores.collect import check_quota
-
     started = time.monotonic()
     form, why = choice
     rootfs = f"{embryo.path}/{ROOTFS}"
     os.mkdir(rootfs, 0o700)
     readable = EVERYBODY_READS if store.site else 0 if form is Form.DIRECTORY else OWNER_READS
-    unpacked = source.unpack(rootfs, Beating(order.progress, embryo), readable)
+    unpacked = source.unpack(rootfs, Beating(Bounded(order.progress, room), embryo), readable)
     facts = summarise(rootfs, described.config.config)
     disk, sha256 = unpacked.disk, ""
     if form is not Form.DIRECTORY:
-        owner = (0, 0)  # root for the kernel; where a user mounts it, the user is called 0 (native/fuse.c)
-        sha256, disk = pack(form, form_facts(store.directory, site=store.site), rootfs, owner, embryo.beat)
-    check_quota(store, disk, order.settings)
+        packer = form_facts(store.directory, site=store.site)
+        with packing(room, unpacked.disk):
+            sha256, disk = pack(form, packer, rootfs, _OWNER, embryo.beat)
+    embryo.disk = disk
     meta = StoredImage(
         digest=described.digest,
         reference=order.reference,

@@ -18,7 +18,7 @@ import re
 from contextlib import suppress
 
 from hpcpod.errors import StoreUnusable, UsageError
-from hpcpod.images.stores.fetch import LOCK_SECONDS, Order
+from hpcpod.images.stores.fetch import LOCK_SECONDS, Order, forget_lock
 from hpcpod.images.stores.forms import parse_entry
 from hpcpod.images.stores.intact import check_intact
 from hpcpod.images.stores.site import HELD_SECONDS, EntryBusy, SiteStore
@@ -37,16 +37,21 @@ class _CollectedMeanwhile(Exception):
     """The image left the store between the look for it and the lease on it."""
 
 
+def check_lease(lease: str) -> None:
+    """Raise UsageError for what is no name of a lease."""
+    if not _LEASE.fullmatch(lease):
+        raise UsageError(
+            f"lease {shown(lease)}: not a name", hint="letters, digits, _ . - and at most 128 of them"
+        )
+
+
 def mount(store: SiteStore, image: StoredImage, lease: str) -> str:
     """Have an image mounted for a lease; where.  Raises UsageError, ImageDigestMismatch, StoreUnusable.
 
     A directory needs no mount: then its tree's path is the answer, and the lease keeps it from collection.
     """
     form = Form(image.form)
-    if not _LEASE.fullmatch(lease):
-        raise UsageError(
-            f"lease {shown(lease)}: not a name", hint="letters, digits, _ . - and at most 128 of them"
-        )
+    check_lease(lease)
     packed = form is not Form.DIRECTORY
     place = store.mount_point(image.digest, form) if packed else store.content(image.digest, form)
     with store.held(image.name, LOCK_SECONDS):
@@ -110,7 +115,7 @@ def sweep(store: SiteStore) -> list[str]:
     for entry in sorted({*_entries(f"{store.run}/mounts"), *_entries(f"{store.run}/leases")}):
         with suppress(EntryBusy), store.held(entry, 0.0):
             released += _release_unused(store, entry)
-    _forget_comparisons(store)
+    forget(store)
     return released
 
 
@@ -121,6 +126,19 @@ def _forget_comparisons(store: SiteStore) -> None:
         with suppress(EntryBusy, FileNotFoundError), store.held(entry, 0.0):
             if name != entry or not os.path.lexists(f"{store.images}/{entry}"):
                 os.unlink(f"{store.run}/verified/{name}")
+
+
+def forget(store: SiteStore) -> None:
+    """Remove what is remembered of entries that have left the store: comparisons, then free locks.
+
+    A lock is removed by who holds it, and taken by who then finds it at its path still (fetch.open_lock).
+    """
+    _forget_comparisons(store)
+    for name in os.listdir(store.locks):
+        kind, _, entry = name.partition("-")
+        gone = not entry or (parse_entry(entry) and not os.path.lexists(f"{store.images}/{entry}"))
+        if kind in ("image", "entry") and gone:
+            forget_lock(f"{store.locks}/{name}")
 
 
 def _entries(directory: str) -> list[str]:

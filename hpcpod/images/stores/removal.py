@@ -49,6 +49,7 @@ def remove_entry(store: Store, image: StoredImage) -> None:
             f"{shown(gone)}: cannot be removed: {os.strerror(error.errno or 0).lower()}",
             hint="the image is out of the store; hpcpod image gc tries again to remove what is left of it",
         ) from None
+    store.forget()
 
 
 def _refuse_if_leased(store: Store, image: StoredImage) -> None:

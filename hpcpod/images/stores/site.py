@@ -24,7 +24,7 @@ from hpcpod.errors import StoreUnusable
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.reference import is_digest
 from hpcpod.images.stores.account import Account, as_account, count_of, find_account
-from hpcpod.images.stores.embryo import is_dead, sweep
+from hpcpod.images.stores.embryo import is_at, is_dead, sweep
 from hpcpod.images.stores.fetch import POLL_SECONDS, open_lock
 from hpcpod.images.stores.store import (
     Store,
@@ -79,6 +79,12 @@ class SiteStore(Store):
                     removed += 1
         return removed
 
+    def forget(self) -> None:
+        """Remove comparisons and locks of entries that are gone."""
+        from hpcpod.images.stores import mounts
+
+        mounts.forget(self)
+
     def dispose(self, path: str) -> None:
         """Delete a directory of the garbage.  Raises OSError."""
         own_tree(path, self.account.uid)  # a killed process may have got half-way: removing wants one owner
@@ -102,12 +108,15 @@ class SiteStore(Store):
 
         seconds: how long to wait for whoever does.  Raises EntryBusy after that, StoreUnusable, OSError.
         """
-        fd = open_lock(self.locks, f"entry-{name}")
-        try:
-            _lock(fd, name, seconds)
-            yield
-        finally:
-            os.close(fd)
+        while True:
+            fd = open_lock(self.locks, f"entry-{name}")
+            try:
+                _lock(fd, name, seconds)
+                if is_at(f"{self.locks}/entry-{name}", fd):  # else a collection removed it meanwhile
+                    yield
+                    return
+            finally:
+                os.close(fd)
 
 
 def _lock(fd: int, name: str, seconds: float) -> None:

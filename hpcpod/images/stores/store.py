@@ -244,6 +244,9 @@ class Store:
         """While the body runs nobody else mounts or removes an entry.  A user's own is mounted by nobody."""
         return nullcontext()
 
+    def forget(self) -> None:
+        """Remove what is remembered of entries that are gone.  Of a user's own, hpcpod gc does, by age."""
+
     def dispose(self, path: str) -> None:
         """Delete a directory that was moved to the garbage.  Raises OSError."""
         from hpcpod.images.unpacking.tree import remove_tree

@@ -22,8 +22,9 @@ from hpcpod.images.stores.account import as_account, count_of
 from hpcpod.images.stores.admission import Terms, admit
 from hpcpod.images.stores.embryo import Embryo, make_embryo, unique_name
 from hpcpod.images.stores.fetch import Order, appear, fill, locked
-from hpcpod.images.stores.forms import choose, entry_name, parse_form
+from hpcpod.images.stores.forms import choose, entry_name, parse_entry, parse_form
 from hpcpod.images.stores.names import Known
+from hpcpod.images.stores.room import Room
 from hpcpod.images.stores.site import SiteStore, checked_digest
 from hpcpod.images.stores.store import CONFIG, FACTS, MANIFEST, META, Store, StoredImage, content_name
 from hpcpod.images.stores.takeover import take_over
@@ -211,12 +212,15 @@ def _whole(store: SiteStore, digest: str, order: Order, forms: tuple[Form, ...])
 def _produce(store: SiteStore, digest: str, choice: tuple[Form, str], order: Order) -> None:
     from hpcpod.images.stores.collect import enforce, make_room
 
+    name = entry_name(digest, choice[0])
     with as_account(store.account, lambda: _compressed(order)) as answer:
-        make_room(store, count_of(answer), order.settings, order.progress)
-    with as_account(store.account, lambda: _fill(store, digest, choice, order)) as made:
-        _publish(store, str(made), digest, choice[0], order)
+        room = make_room(store, count_of(answer), order.settings, order.progress)
+    with as_account(store.account, lambda: _fill(store, digest, choice, order, room)) as made:
+        if not isinstance(made, list) or len(made) != 2:
+            raise StoreUnusable(f"site store: {made!r} is no answer")
+        _publish(store, (str(made[0]), count_of(made[1])), name, order)
     store.tidy()
-    enforce(store, order.settings, order.progress, keep=entry_name(digest, choice[0]))
+    enforce(store, order.settings, order.progress, keep=name)
 
 
 def _compressed(order: Order) -> int:
@@ -224,17 +228,26 @@ def _compressed(order: Order) -> int:
         return source.describe(order.platform).size
 
 
-def _fill(store: Store, digest: str, choice: tuple[Form, str], order: Order) -> str:
-    """The name of the finished embryo, which belongs to the account until root has published it."""
+def _fill(store: Store, digest: str, choice: tuple[Form, str], order: Order, room: Room) -> tuple[str, int]:
+    """Name and size of the finished embryo, which belongs to the account until root has published it."""
     with open_source(order.pinned or parse_reference(order.reference), order.limits, order.access) as source:
         described = source.describe(order.platform)
         if described.digest != digest:
             raise StoreUnusable(f"image {order.reference}: changed from {digest} to {described.digest}")
-        return os.path.basename(fill(store, source, described, choice, order).path)
+        embryo = fill(store, source, described, choice, order, room)
+        return os.path.basename(embryo.path), embryo.disk
 
 
-def _publish(store: SiteStore, made: str, digest: str, form: Form, order: Order) -> None:
-    """Make the entry root's own where the account cannot reach it, then give it its name."""
+def _publish(store: SiteStore, finished: tuple[str, int], name: str, order: Order) -> None:
+    """Make the entry root's own where the account cannot reach it, then give it its name.
+
+    finished: what the account has made, and how many bytes it takes, by its word.
+    """
+    from hpcpod.images.stores.collect import fit
+
+    made, disk = finished
+    entry = parse_entry(name)
+    assert entry is not None
     if not _EMBRYO.fullmatch(made):
         raise StoreUnusable(f"site store: {made!r} is no name of a directory in the making")
     path = f"{store.garbage}/{unique_name()}"
@@ -244,9 +257,9 @@ def _publish(store: SiteStore, made: str, digest: str, form: Form, order: Order)
     except OSError as error:
         raise write_error(error, store.directory) from None
     try:
-        names = {MANIFEST, CONFIG, FACTS, META, content_name(form)}
-        take_over(embryo.fd, names, store.account.uid)
-        appear(store, embryo, entry_name(digest, form), order.limits)
+        take_over(embryo.fd, {MANIFEST, CONFIG, FACTS, META, content_name(entry[1])}, store.account.uid)
+        fit(store, disk, order.settings, order.progress, name)
+        appear(store, embryo, name, order.limits)
     except OSError as error:
         raise write_error(error, store.directory) from None
     finally:

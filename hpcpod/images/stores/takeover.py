@@ -12,7 +12,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from itertools import islice
 
 from hpcpod.errors import StoreUnusable
 from hpcpod.log import shown
@@ -31,7 +32,8 @@ def take_over(directory: int, names: Collection[str], uid: int) -> None:
     StoreUnusable for anything that an entry has not, and for what was root's before; OSError.
     """
     _own_directory(directory, (uid,))
-    found = set(os.listdir(directory))
+    with os.scandir(directory) as entries:
+        found = {entry.name for entry in islice(entries, len(names) + 3)}
     if found != set(names):
         odd = ", ".join(shown(name) for name in sorted(found ^ set(names))[:3])
         raise StoreUnusable(f"site store: an entry in the making: {odd}: more or less than it should have")
@@ -65,9 +67,7 @@ def own_tree(path: str, uid: int) -> None:
 def _take_directories(directory: int, uid: int, depth: int) -> list[tuple[int, str]]:
     """Make the directories below one root's; those that are too deep, as the parent's descriptor and name."""
     found: list[tuple[int, str]] = []
-    for name, is_directory, _ in _children(directory):
-        if not is_directory:
-            continue
+    for name in _directories_in(directory, lambda name, is_link: None):
         if depth == _DEEPEST:
             found.append((os.dup(directory), name))
             break  # one at a time: descriptors are few
@@ -82,28 +82,39 @@ def _take_directories(directory: int, uid: int, depth: int) -> list[tuple[int, s
     return found
 
 
-def _children(directory: int) -> list[tuple[str, bool, bool]]:
-    """Name, whether it is a directory, whether it is a link."""
+def _directories_in(directory: int, take: Callable[[str, bool], None]) -> list[str]:
+    """Names of the directories in a directory; take is told name and whether it is a link of all else.
+
+    An image may have millions of files in one directory: their names are not held together.
+    """
+    found = []
     with os.scandir(directory) as entries:
-        return [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries]
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                found.append(entry.name)
+            else:
+                take(entry.name, entry.is_symlink())
+    return found
 
 
 def _take_children(directory: int, uid: int, taken: set[tuple[int, int]], depth: int = 0) -> None:
     """taken: files that have become root's here, and may come again by other names."""
     if depth > _DEEPEST:
         raise StoreUnusable(f"site store: an entry in the making: deeper than {_DEEPEST} directories")
-    for name, is_directory, is_link in _children(directory):
-        if is_directory:
-            fd = os.open(name, _DIRECTORY, dir_fd=directory)
-            try:
-                _own_directory(fd, (uid,))
-                _take_children(fd, uid, taken, depth + 1)
-            finally:
-                os.close(fd)
-        elif is_link:
+
+    def take(name: str, is_link: bool) -> None:
+        if is_link:
             os.chown(name, 0, 0, dir_fd=directory, follow_symlinks=False)
         else:
             _own_file(directory, name, uid, taken, only_name=depth == 0)
+
+    for name in _directories_in(directory, take):
+        fd = os.open(name, _DIRECTORY, dir_fd=directory)
+        try:
+            _own_directory(fd, (uid,))
+            _take_children(fd, uid, taken, depth + 1)
+        finally:
+            os.close(fd)
 
 
 def _own_directory(fd: int, owners: tuple[int, ...]) -> None:

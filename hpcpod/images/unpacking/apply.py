@@ -12,20 +12,32 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 from hpcpod.errors import ImageInvalid, ImageLimitExceeded
-from hpcpod.images.limits import NAME_COST, Limits
+from hpcpod.images.limits import Limits
+from hpcpod.images.unpacking.marks import DirectoryModes, Marks
 from hpcpod.images.unpacking.names import OPAQUE, in_aufs_directory, normal_name, whiteout_target
 from hpcpod.images.unpacking.parents import Parents
 from hpcpod.images.unpacking.plainfiles import CREATE, FileModes, PlainFiles
 from hpcpod.images.unpacking.tarstream import Entry, Kind, TarReader
-from hpcpod.images.unpacking.tree import remove_below
-from hpcpod.log import shown
+from hpcpod.images.unpacking.tree import names_in, remove_below
+from hpcpod.log import Silent, shown
 
 BLOCK = 4096
+_OF_NAMES = (
+    errno.EILSEQ,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EMLINK,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+)
+"""What names and links of an image can cause.  All else is the disk's or the node's: ENOENT, say, comes of a
+directory that somebody removed meanwhile."""
 DIRECTORY_MODE = 0o1777
 ROOT_MODE = 0o755
-_MODE_BITS = 12
 
 
 class Applier:
@@ -33,64 +45,94 @@ class Applier:
 
     entries, skipped: counts so far.  disk: bytes of it in blocks of 4 KiB.  readable: bits of
     0o444 that every file is given beside its own; those that may execute it, and search directories,
-    likewise: who shares a tree, or packs it, must be able to read it.  Raises ImageInvalid,
-    ImageLimitExceeded, and OSError from the system calls that write.
+    likewise: who shares a tree, or packs it, must be able to read it.  took: told of the bytes of the disk
+    before they are written, answers how many more may come (Progress.took).  Raises ImageInvalid,
+    ImageLimitExceeded, what took raises, and OSError for what is not the image's fault.
     """
 
-    def __init__(self, root: int, limits: Limits, readable: int = 0) -> None:
+    def __init__(
+        self, root: int, limits: Limits, readable: int = 0, took: Callable[[int], int] | None = None
+    ) -> None:
         self.entries = 0
         self.skipped = 0
-        self.disk = 0
+        self.disk = BLOCK
         self._readable = readable
+        self._took = took or Silent().took
+        self._room = BLOCK
         self._root = root
         self._limits = limits
         self._parents = Parents(root, limits, self._implicit)
-        self._directories: dict[bytes, int] = {b"": ROOT_MODE}
-        self._made: set[bytes] | None = None
-        self._emptied: set[bytes] = set()
-        self._made_bytes = self._directory_bytes = 0
+        self._directories = 0
+        self._directory_modes = DirectoryModes(root, limits)
+        self._directory_modes.keep(b"", ROOT_MODE, 0)
+        self._made: Marks | None = None
+        self._marked = b""
         self._modes = FileModes(readable)
         self._plain = PlainFiles(self._parents, self._modes, limits, self._named, self._mark)
 
     def layer(self, entries: TarReader, *, lowest: bool) -> None:
         """Apply one layer.  The lowest has nothing below it that a whiteout could hide."""
-        self._made = None if lowest else set()
-        self._emptied.clear()
-        self._made_bytes = 0
+        self._made = None if lowest else Marks(self._limits)
+        self._marked = b""
         self._take_plain(entries)
         for entry in entries:
             self.entries += 1
             if self.entries > self._limits.entries:
                 raise ImageLimitExceeded(f"image: more entries than limit entries {self._limits.entries}")
-            self._apply(entry, entries)
+            try:
+                self._apply(entry, entries)
+            except OSError as error:
+                raise self._of_entry(error, entry.name) from None
             self._take_plain(entries)
 
     def _take_plain(self, entries: TarReader) -> None:
         stream = entries.at_header()
-        if stream is not None:
-            plain = self._plain
-            before, disk = plain.entries, plain.disk
-            plain.take(stream, self._limits.entries - self.entries, marked=self._made is not None)
-            self.entries += plain.entries - before
-            self.disk += plain.disk - disk
+        if stream is None:
+            return
+        plain = self._plain
+        before, disk = plain.entries, plain.disk
+        most = min(self._limits.entries - self.entries, self._room // BLOCK + 1)
+        try:
+            plain.take(stream, most, marked=self._made is not None)
+        except OSError as error:
+            raise self._of_entry(error, plain.last) from None
+        self.entries += plain.entries - before
+        self.hold(plain.disk - disk)
+
+    def hold(self, size: int) -> None:
+        """Count bytes of the disk, in whole blocks, before they are taken; negative: given back."""
+        blocks = (abs(size) + BLOCK - 1) // BLOCK * BLOCK
+        self.disk += blocks if size > 0 else -blocks
+        self._room = self._took(self.disk)
+
+    def _freed(self, status: os.stat_result) -> None:
+        """Something was removed."""
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            self.hold(-status.st_size)
+
+    @staticmethod
+    def _of_entry(error: OSError, name: bytes) -> Exception:
+        """What went wrong with an entry: the image's fault if its names can be the cause."""
+        if error.errno not in _OF_NAMES:
+            return error
+        what = f"{os.strerror(error.errno).lower()} ({errno.errorcode[error.errno]})"
+        return ImageInvalid(f"tar entry {shown(name)}: cannot be made: {what}")
 
     def close(self) -> None:
         """Release descriptors."""
         self._parents.forget()
+        self._directory_modes.close()
 
     def finish(self) -> None:
         """Give directories their modes and times, children before parents."""
         self._parents.forget()
-        self.disk += BLOCK * len(self._directories)
-        for path in sorted(self._directories, reverse=True):
-            packed = self._directories[path]
+        for path, mode, mtime_ns in self._directory_modes.deepest_first():
             fd = self._parents.open_exact(path)
             if fd is None:
                 continue
             try:
-                os.fchmod(fd, packed & DIRECTORY_MODE | self._readable | self._readable >> 2)
+                os.fchmod(fd, mode & DIRECTORY_MODE | self._readable | self._readable >> 2)
                 # One without an entry gets 1970: the time of unpacking would make every tree another.
-                mtime_ns = packed >> _MODE_BITS
                 os.utime(fd, ns=(mtime_ns, mtime_ns))
             finally:
                 os.close(fd)
@@ -117,7 +159,7 @@ class Applier:
         if entry.kind is Kind.FILE:
             spelling, _, last = entry.name.rpartition(b"/")
             if last == name:  # not of "file/.", whose beginning is the file
-                self._parents.spellings[spelling] = parent, canonical
+                self._parents.spelled(spelling, (parent, canonical))
             self._file(entry, data, parent, name)
         elif entry.kind is Kind.DIRECTORY:
             self._directory(entry, parent, canonical, name)
@@ -131,52 +173,35 @@ class Applier:
     def _apply_root(self, entry: Entry) -> None:
         if entry.kind is not Kind.DIRECTORY:
             raise ImageInvalid(f"tar entry {shown(entry.name)}: the root of an image must be a directory")
-        self._directories[b""] = _packed(entry.mode, entry.mtime_ns)
+        self._directory_modes.keep(b"", entry.mode & DIRECTORY_MODE, entry.mtime_ns)
 
     def _implicit(self, path: bytes) -> None:
         """A parent was made that has no entry (yet)."""
-        self._keep_mode(path, ROOT_MODE)
+        self._named(path, ROOT_MODE, 0)
 
     def _named(self, path: bytes, mode: int, mtime_ns: int) -> None:
-        """A directory was made that has an entry."""
-        self._keep_mode(path, _packed(mode, mtime_ns))
-
-    def _keep_mode(self, path: bytes, packed: int) -> None:
-        """Remember what finish() gives a directory; one that was removed since counts too."""
-        if path not in self._directories:
-            self._directory_bytes += len(path) + NAME_COST
-            self._check_names()
-        self._directories[path] = packed
-        if len(self._directories) - 1 > self._limits.directories:  # the root is none of the image's making
+        """A directory was made; one that is removed again counts too."""
+        self._directories += 1
+        self.hold(BLOCK)
+        if self._directories > self._limits.directories:
             raise ImageLimitExceeded(
                 f"image: more directories than limit directories {self._limits.directories}"
             )
+        self._directory_modes.keep(path, mode & DIRECTORY_MODE, mtime_ns)
 
     def _mark(self, canonical: bytes, name: bytes) -> None:
         """Remember that this layer made canonical/name, which keeps it from this layer's whiteouts."""
         made = self._made
         if made is None:
             return
-        path = canonical + b"/" + name if canonical else name
-        if path not in made:
-            made.add(path)
-            self._made_bytes += len(path) + NAME_COST
-            while canonical and canonical not in made:
-                made.add(canonical)
-                self._made_bytes += len(canonical) + NAME_COST
-                canonical = canonical.rpartition(b"/")[0]
-            self._check_names()
-
-    def _check_names(self) -> None:
-        """An archive of some megabytes can hold gigabytes of names."""
-        if self._made_bytes + self._directory_bytes > self._limits.names_bytes:
-            raise ImageLimitExceeded(
-                f"image: names take more memory than limit names_bytes {self._limits.names_bytes}"
-            )
+        if canonical != self._marked:
+            self._marked = above = canonical
+            while above and made.add(above):  # those above one that is marked are marked
+                above = above.rpartition(b"/")[0]
+        made.add(canonical + b"/" + name if canonical else name)
 
     def _file(self, entry: Entry, data: TarReader, parent: int, name: bytes) -> None:
         mode, masked = self._modes.of(entry.mode)
-        self.disk += (entry.size + BLOCK - 1) // BLOCK * BLOCK
         try:
             fd = os.open(name, CREATE, mode, dir_fd=parent)
         except FileExistsError:
@@ -184,6 +209,7 @@ class Applier:
             fd = os.open(name, CREATE, mode, dir_fd=parent)
         try:
             if entry.size:
+                self.hold(entry.size)
                 data.copy_data(fd)
             if masked:
                 os.fchmod(fd, mode)
@@ -192,13 +218,16 @@ class Applier:
             os.close(fd)
 
     def _directory(self, entry: Entry, parent: int, canonical: bytes, name: bytes) -> None:
+        path = canonical + b"/" + name if canonical else name
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
-            if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-                self._clear(parent, name)
-                os.mkdir(name, 0o700, dir_fd=parent)
-        self._keep_mode(canonical + b"/" + name if canonical else name, _packed(entry.mode, entry.mtime_ns))
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                self._directory_modes.keep(path, entry.mode & DIRECTORY_MODE, entry.mtime_ns)
+                return
+            self._clear(parent, name)
+            os.mkdir(name, 0o700, dir_fd=parent)
+        self._named(path, entry.mode, entry.mtime_ns)
 
     def _symlink(self, entry: Entry, parent: int, name: bytes) -> None:
         target = entry.link
@@ -274,15 +303,12 @@ class Applier:
 
         Whiteouts that are repeated would cost a walk over the directory each.
         """
-        if path in self._emptied:
+        if self._made is None or not self._made.add(b"\0" + path):  # no path begins with NUL
             return
-        self._emptied.add(path)
-        self._made_bytes += len(path) + NAME_COST
-        self._check_names()
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
-            for child in os.listdir(fd):
-                self._hide(fd, path, os.fsencode(child))
+            for child in names_in(fd):
+                self._hide(fd, path, child)
         finally:
             os.close(fd)
 
@@ -291,17 +317,15 @@ class Applier:
         status = _lstat(name, parent)
         if status is None:
             return
-        if stat.S_ISREG(status.st_mode):
+        if not stat.S_ISDIR(status.st_mode):
             os.unlink(name, dir_fd=parent)
+            self._freed(status)
+        else:
+            remove_below(parent, name, self._freed)
+        if stat.S_ISREG(status.st_mode):
             return
-        remove_below(parent, name)
         # Directories that were reached through this one must be looked up again.
         self._parents.outdated()
-
-
-def _packed(mode: int, mtime_ns: int) -> int:
-    """Mode and time in one integer: an image may have a million directories."""
-    return mtime_ns << _MODE_BITS | mode & DIRECTORY_MODE
 
 
 def _lstat(name: bytes, parent: int) -> os.stat_result | None:

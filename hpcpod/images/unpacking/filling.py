@@ -26,7 +26,7 @@ def filling(
     needed, total = sizes
     check_space(directory, needed)
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    applier = Applier(root, limits, readable)
+    applier = Applier(root, limits, readable, progress.took)
     progress.begin("unpacking", total)
     try:
         yield applier

@@ -16,20 +16,7 @@ from hpcpod.images.unpacking.tarstream import ByteStream, TarReader
 from hpcpod.log import Progress, size
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OF_IMAGE = (
-    errno.EEXIST,
-    errno.EILSEQ,
-    errno.EINVAL,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.EMLINK,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.ENOTEMPTY,
-    errno.EXDEV,
-)
-"""What names in an image can cause.  All else is the node's, or a limit of the process."""
+FREE_SPACE = "hpcpod image rm frees space; HPCPOD_STORE chooses another disk"
 
 
 @frozen
@@ -62,7 +49,7 @@ def unpack_layers(  # noqa: PLR0913, PLR0917 - what, where, and how
     total = sum(layer.blob.size for layer in image.layers)
     check_space(directory, total)
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    applier = Applier(root, limits, readable)
+    applier = Applier(root, limits, readable, progress.took)
     budget = Budget(limits)
     progress.begin("unpacking", total)
     try:
@@ -106,12 +93,15 @@ def check_space(directory: str, needed: int) -> None:
     if free < needed:
         raise StoreFull(
             f"{directory}: {size(free)} free, the image needs more than {size(needed)} (ENOSPC)",
-            hint="hpcpod image rm frees space; HPCPOD_STORE chooses another disk",
+            hint=FREE_SPACE,
         )
 
 
 def write_error(error: OSError, directory: str) -> HpcpodError:
-    """The error of this program for one of the operating system's while unpacking below directory."""
+    """The error of this program for one of the operating system's while unpacking below directory.
+
+    The disk's or the node's fault: what an image's names cause has become an ImageInvalid before (apply.py).
+    """
     code = errno.errorcode.get(error.errno or 0, "error")
     if error.errno in _FULL:
         try:
@@ -121,10 +111,6 @@ def write_error(error: OSError, directory: str) -> HpcpodError:
             left = "nothing left"
         return StoreFull(
             f"{directory}: file system is full while unpacking ({code}), {left}",
-            hint="hpcpod image rm frees space; HPCPOD_STORE chooses another disk",
+            hint=FREE_SPACE,
         )
-    if error.errno not in _OF_IMAGE:
-        return StoreUnusable(f"{directory}: {os.strerror(error.errno or 0).lower()} while unpacking ({code})")
-    return ImageInvalid(
-        f"image: an entry that cannot be made: {os.strerror(error.errno or 0).lower()} ({code})"
-    )
+    return StoreUnusable(f"{directory}: {os.strerror(error.errno or 0).lower()} while unpacking ({code})")

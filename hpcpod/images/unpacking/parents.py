@@ -20,6 +20,7 @@ from hpcpod.kernel import (
 from hpcpod.log import shown
 
 CACHED = 128
+_SPELLINGS = 4 * CACHED
 _PATH_FD = os.O_PATH | os.O_DIRECTORY
 _EXACT = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 _TOP = (b"", b".")
@@ -47,17 +48,12 @@ class Parents:
     def make(self, path: bytes) -> tuple[int, bytes]:
         """Descriptor and canonical path of a directory; it and its parents are made where missing.
 
-        The descriptor is good until the next call.  Raises ImageInvalid.
+        The descriptor is good until the next call.  Raises ImageInvalid, OSError.
         """
         found = self._open.get(path)
         if found is not None:
             return found
-        try:
-            return self._remember(path, self._lookup(path) or self._make(path))
-        except OSError as error:
-            if error.errno not in _NO_WAY:
-                raise
-            raise ImageInvalid(f"tar entry below {shown(path)}: {errno.errorcode[error.errno]}") from None
+        return self._remember(path, self._lookup(path) or self._make(path))
 
     def find(self, path: bytes) -> tuple[int, bytes] | None:
         """As make(), but None where there is no such directory."""
@@ -92,8 +88,14 @@ class Parents:
             except OSError:
                 return None
             found = self._remember(canonical, (fd, canonical))
-        self.spellings[spelling] = found
+        self.spelled(spelling, found)
         return found
+
+    def spelled(self, spelling: bytes, found: tuple[int, bytes]) -> None:
+        """Remember what an archive wrote before an entry's name; there are as many spellings as one likes."""
+        if len(self.spellings) >= _SPELLINGS:
+            self._forget_spellings()
+        self.spellings[spelling] = found
 
     def open_exact(self, path: bytes) -> int | None:
         """A read-only descriptor of the directory at a canonical path; None if another thing is there now."""
@@ -111,6 +113,9 @@ class Parents:
         """
         self._stale.extend(fd for fd, _ in self._open.values())
         self._open.clear()
+        self._forget_spellings()
+
+    def _forget_spellings(self) -> None:
         self.spellings.clear()
         self.spellings.update(dict.fromkeys(_TOP, (self._root, b"")))
 

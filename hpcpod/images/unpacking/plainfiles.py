@@ -80,8 +80,9 @@ _Plain = tuple[tuple[int, bytes], bytes, int, tuple[int, bool], tuple[int, int]]
 class PlainFiles:
     """Takes plain entries off a stream.
 
-    entries: how many so far.  disk: what the files among them take in blocks of 4 KiB.  on_directory is told
-    path, mode and time of each directory, mark the parent's path and the name of each entry.
+    entries: how many so far.  disk: what the files among them take in blocks of 4 KiB.  last: path of the
+    one that could not be made.  on_directory is told path, mode and time of each directory, mark the parent's
+    path and the name of each entry.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class PlainFiles:
     ) -> None:
         self.entries = 0
         self.disk = 0
+        self.last = b""
         self._parents = parents
         self._file_modes = modes
         self._on_directory = on_directory
@@ -144,6 +146,9 @@ class PlainFiles:
                 entries += 1
         except FileExistsError:
             position -= BLOCK
+        except OSError:
+            self.last = folder[1] + b"/" + name if folder[1] else name
+            raise
         finally:
             stream.went_to(position)
             self.entries += entries

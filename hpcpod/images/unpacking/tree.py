@@ -6,26 +6,39 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 _ACCESS = 0o700
+_AT_ONCE = 4096
+"""Names of a directory that are held in memory: an image may have millions in one."""
 
 
-def remove_below(directory: int, name: bytes) -> None:
+def names_in(directory: int) -> Iterator[bytes]:
+    """Names in an open directory, some thousands in memory at a time.
+
+    Whoever takes them may remove what they name: the others come all the same (readdir(3)).  Raises OSError.
+    """
+    with os.scandir(directory) as entries:
+        while names := [os.fsencode(entry.name) for entry in islice(entries, _AT_ONCE)]:
+            yield from names
+
+
+def remove_below(directory: int, name: bytes, freed: Callable[[os.stat_result], None]) -> None:
     """Remove a file or a whole tree, never following a symlink.  Raises OSError.
 
-    Uses one descriptor per level; the trees that images make are no deeper than Limits.path_depth.
+    freed: told what each file was, after it was removed.  Uses one descriptor per level, and one more where a
+    directory is large; the trees that images make are no deeper than Limits.path_depth.
     """
-    try:
+    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode):
         os.unlink(name, dir_fd=directory)
-    except IsADirectoryError:
-        pass
-    else:
+        freed(status)
         return
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
-        for child in os.listdir(fd):
-            remove_below(fd, os.fsencode(child))
+        for child in names_in(fd):
+            remove_below(fd, child, freed)
     finally:
         os.close(fd)
     os.rmdir(name, dir_fd=directory)
@@ -59,9 +72,12 @@ def empty_directory(top: int) -> None:
     if status.st_mode & _ACCESS != _ACCESS:
         os.fchmod(top, _ACCESS)
     serial = 0
-    while names := os.listdir(top):
-        for name in names:
-            serial = _flatten(top, os.fsencode(name), serial, status.st_uid)
+    found = True
+    while found:  # what was moved up comes in the next round, if not in this one
+        found = False
+        for name in names_in(top):
+            found = True
+            serial = _flatten(top, name, serial, status.st_uid)
 
 
 def _flatten(top: int, name: bytes, serial: int, owner: int) -> int:
@@ -73,8 +89,7 @@ def _flatten(top: int, name: bytes, serial: int, owner: int) -> int:
     except FileNotFoundError:
         return serial
     try:
-        for child in os.listdir(fd):
-            raw = os.fsencode(child)
+        for raw in names_in(fd):
             if not _ignore_absent(os.unlink, raw, dir_fd=fd):
                 serial = _move_up(fd, raw, top, serial, owner)
     finally:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,11 +15,13 @@ import pytest
 from tests import needs
 from tests.testbed.crashes import Rig, make_account, remove_base
 from tests.testbed.injector import Commands, build
+from tests.testbed.syscalls import detach
 
 MEMORY = "/dev/shm"
 """Where the stores are: what is tested is the order of changes, which a disk only makes slower."""
 
 MakeRig = Callable[..., Rig]
+Mount = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +45,34 @@ def make_rig(library: Path) -> Iterator[MakeRig]:
             return rig
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def mounted() -> Iterator[Mount]:
+    """``mounted(how)``: a small file system, visible to this user alone until the test has ended."""
+    with ExitStack() as stack:
+
+        def mount(how: str) -> Path:
+            base = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="hpcpod-disk-", dir="/var/tmp"))
+            )
+            base.chmod(0o755)
+            point = base / "disk"
+            point.mkdir()
+            if how == "ext4":
+                disk = base / "disk.img"
+                with disk.open("wb") as image:
+                    image.truncate(64 << 20)
+                subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-F", disk], check=True)
+                words = ["mount", "-o", "loop", disk, point]
+            else:
+                words = ["mount", "-t", "tmpfs", "-o", how, "hpcpod-test", point]
+            subprocess.run(list(map(str, words)), check=True)
+            stack.callback(detach, str(point))
+            point.chmod(0o755)
+            return point
+
+        yield mount
 
 
 def plain_uid() -> int:

@@ -3,20 +3,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.faults.conftest import MakeRig, plain_uid
+from tests.integration.faults.conftest import MakeRig, Mount, plain_uid
 from tests.testbed.crashes import Rig, fingerprint
 from tests.testbed.injector import Run
 from tests.testbed.layouts import Image, Layer, directory, file, write_layout
-from tests.testbed.syscalls import detach
 
 pytestmark = pytest.mark.needs("gcc", "root", "plain")
 
@@ -24,36 +20,6 @@ MiB = 1 << 20
 BIG = Image([Layer(directory(b"./") + file(b"big", bytes(range(256)) * 4096 * 48), "none")])
 MANY = Image([Layer(directory(b"./") + b"".join(file(b"f%d" % n, b"x") for n in range(600)))])
 """48 MiB in one file; 600 files."""
-
-Mount = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def mounted() -> Iterator[Mount]:
-    """``mounted(how)``: a small file system, visible to this user alone until the test has ended."""
-    with contextlib.ExitStack() as stack:
-
-        def mount(how: str) -> Path:
-            base = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="hpcpod-disk-", dir="/var/tmp"))
-            )
-            base.chmod(0o755)
-            point = base / "disk"
-            point.mkdir()
-            if how == "ext4":
-                disk = base / "disk.img"
-                with disk.open("wb") as image:
-                    image.truncate(64 * MiB)
-                subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-F", disk], check=True)
-                words = ["mount", "-o", "loop", disk, point]
-            else:
-                words = ["mount", "-t", "tmpfs", "-o", how, "hpcpod-test", point]
-            subprocess.run(list(map(str, words)), check=True)
-            stack.callback(detach, str(point))
-            point.chmod(0o755)
-            return point
-
-        yield mount
 
 
 @pytest.fixture

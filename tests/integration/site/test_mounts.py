@@ -76,7 +76,10 @@ def test_all_of_a_lease(site: Site) -> None:
 
 @pytest.mark.parametrize("lease", ["", ".", "..", "a/b", "../x", "-x", "a b", "a\n", "x" * 129])
 def test_leases_are_plain_names(site: Site, lease: str) -> None:
-    said = site.refused("image", "mount", f"--lease={lease}", tiny(site, "one"), slug="usage")
+    reference = tiny(site, "one")
+    for words in (("umount", f"--lease={lease}", "--all"), ("umount", f"--lease={lease}", reference)):
+        assert "not a name" in site.refused("image", *words, slug="usage")
+    said = site.refused("image", "mount", f"--lease={lease}", reference, slug="usage")
     assert "not a name" in said
     site.assert_idle()
 

@@ -91,7 +91,7 @@ NAMES = {"b": 9, "c": 8, "a": 7, "d": 6}
 
 def filled(kept: Kept) -> None:
     """With four images in the store, the fifth is expected to be too much: two have to go."""
-    kept.bound("15M")
+    kept.bound("10600K")
     for name, days in NAMES.items():
         kept.pull(name)
         kept.age(name, days)

@@ -31,3 +31,13 @@ def test_faster_than_every_peer() -> None:
 @pytest.mark.parametrize("absent", goals.PEERS)
 def test_a_peer_that_was_not_measured_might_have_been_faster(absent: str) -> None:
     assert met(*(peer for peer in goals.PEERS if peer != absent)) == "not measured"
+
+
+def test_benchmarks_without_results_show() -> None:
+    """A goal that nobody measured is no goal that was met, and none that was never set."""
+    lines = goals.lines({})
+    assert {line[2] for line in lines} == {"not measured"}
+    for part in ("entering", "fresh", "unpacking", "store hit", "srun"):
+        assert any(part in line[0] for line in lines), part
+    measured = [line for line in goals.lines(results(*goals.PEERS)) if line[2] != "not measured"]
+    assert len(measured) == 1

@@ -20,7 +20,8 @@ def row(key: str, time: int) -> Row:
 
 def met(times: dict[str, int]) -> list[str]:
     parts = {"image: memory": [row(key, time) for key, time in times.items()]}
-    return [line[2] for line in goals.lines({"unpack": Result("unpack", {}, {}, [], parts, [])})]
+    lines = goals.lines({"unpack": Result("unpack", {}, {}, [], parts, [])})
+    return [line[2] for line in lines if line[0].startswith("unpacking")]
 
 
 def test_goals_are_met() -> None:
