@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from hpcpod.images.sources.layout import stamp_of
 from hpcpod.images.sources.platforms import platform_of
 from hpcpod.images.sources.reference import parse_reference
 from hpcpod.images.sources.source import open_source
-from hpcpod.images.stores.store import META, META_MAX, Store, open_site, open_store, read_file
+from hpcpod.images.stores.store import Store, open_site, open_store
 from hpcpod.log import Progress, Silent
 from hpcpod.model import FileStamp, Form, FuseImage, Phase, Platform, VerifiedImage
 from hpcpod.settings import Settings, read_settings
@@ -54,7 +53,7 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
             image = store.find(digest, reference, limits, form)
         if image is not None:
             source.check_platform(image.platform, wanted)
-            stamps += _what_root_mounts(site, image)
+            stamps += (*_what_root_mounts(site, image), *_what_fuse_shows(image))
             _check_packed(image, f"{runtime_directory(environment, uid)}/verified")
             phases = (Phase("resolve", start, resolved), Phase("verify", resolved, time.time_ns()))
             return image, phases, stamps
@@ -63,7 +62,7 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
         locks = f"{runtime_directory(environment, uid)}/locks"
         order = Order(reference, wanted, limits, progress or Silent(), locks, settings, form)
         image, later = fetch(store, source, digest, order)
-    return image, (Phase("resolve", start, resolved), *later), stamps
+    return image, (Phase("resolve", start, resolved), *later), (*stamps, *_what_fuse_shows(image))
 
 
 def _what_root_mounts(site: Store | None, image: VerifiedImage) -> tuple[FileStamp, ...]:
@@ -77,17 +76,17 @@ def _what_root_mounts(site: Store | None, image: VerifiedImage) -> tuple[FileSta
         return ()
 
 
+def _what_fuse_shows(image: VerifiedImage) -> tuple[FileStamp, ...]:
+    """The packed file, which is compared again when it changed."""
+    if not isinstance(image.rootfs, FuseImage):
+        return ()
+    return (stamp_of(image.rootfs.file, os.stat(image.rootfs.file)),)
+
+
 def _check_packed(image: VerifiedImage, verified: str) -> None:
     """Compare a file that FUSE will show with what was packed; root does that for what the kernel mounts."""
     if not isinstance(image.rootfs, FuseImage):
         return
-    from hpcpod.images.stores.intact import check_intact
+    from hpcpod.images.stores.intact import check_used
 
-    file = image.rootfs.file
-    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        meta = json.loads(read_file(f"{os.path.dirname(file)}/{META}", META_MAX))
-        hint = "the disk changed it; hpcpod image rm removes it, the next run makes it anew"
-        check_intact(fd, meta["sha256"], verified, image.rootfs.name, hint)
-    finally:
-        os.close(fd)
+    check_used(image.rootfs.file, image.rootfs.name, verified)

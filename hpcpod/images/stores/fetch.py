@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -17,7 +16,8 @@ from hpcpod.images.limits import Limits
 from hpcpod.images.sources.source import Described, Source
 from hpcpod.images.stores.embryo import Beating, Embryo, make_embryo, unique_name
 from hpcpod.images.stores.forms import choose, entry_name, parse_form
-from hpcpod.images.stores.pack import pack
+from hpcpod.images.stores.pack import Packed, pack
+from hpcpod.images.stores.seal import digest_of, sealed
 from hpcpod.images.stores.store import CONFIG, FACTS, MANIFEST, META, ROOTFS, Store, StoredImage
 from hpcpod.images.stores.summary import summarise, to_json
 from hpcpod.images.stores.tools import form_facts
@@ -180,11 +180,12 @@ def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
     readable = EVERYBODY_READS if store.site else 0 if form is Form.DIRECTORY else OWNER_READS
     unpacked = source.unpack(rootfs, Beating(order.progress, embryo), readable)
     facts = summarise(rootfs, described.config.config)
-    disk, sha256 = unpacked.disk, ""
+    packed = Packed(unpacked.disk)
     if form is not Form.DIRECTORY:
         owner = (0, 0)  # root for the kernel; where a user mounts it, the user is called 0 (native/fuse.c)
-        sha256, disk = pack(form, form_facts(store.directory, site=store.site), rootfs, owner, embryo.beat)
-    check_quota(store, disk, order.settings)
+        packed = pack(form, form_facts(store.directory, site=store.site), rootfs, owner, embryo.beat)
+    check_quota(store, packed.disk, order.settings)
+    documents = {MANIFEST: described.manifest_bytes, CONFIG: described.config_bytes, FACTS: to_json(facts)}
     meta = StoredImage(
         digest=described.digest,
         reference=order.reference,
@@ -195,14 +196,13 @@ def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
         when=int(time.time()),
         form=form.value,
         why=why,
-        disk=disk,
-        sha256=sha256,
         seconds=round(time.monotonic() - started, 3),
+        documents=digest_of(documents[CONFIG], documents[FACTS]),
+        manifest=digest_of(documents[MANIFEST]),
+        **vars(packed),
     )
-    _write(embryo, MANIFEST, described.manifest_bytes)
-    _write(embryo, CONFIG, described.config_bytes)
-    _write(embryo, FACTS, to_json(facts))
-    _write(embryo, META, json.dumps(vars(meta), indent=1).encode() + b"\n")
+    for name, content in {**documents, META: sealed(vars(meta))}.items():
+        _write(embryo, name, content)
 
 
 def _write(embryo: Embryo, name: str, content: bytes) -> None:

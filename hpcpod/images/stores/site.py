@@ -37,7 +37,7 @@ from hpcpod.images.stores.store import (
     Store,
     StoredImage,
     check_version,
-    content_name,
+    content_names,
     make_store,
 )
 from hpcpod.images.stores.takeover import own_tree, take_over
@@ -291,7 +291,7 @@ def _publish(store: SiteStore, made: str, digest: str, form: Form, order: Order)
     except OSError as error:
         raise write_error(error, store.directory) from None
     try:
-        names = {MANIFEST, CONFIG, FACTS, META, content_name(form)}
+        names = {MANIFEST, CONFIG, FACTS, META, *content_names(form)}
         take_over(embryo.fd, names, store.account.uid)
         appear(store, embryo, entry_name(digest, form), order.limits)
     except OSError as error:
