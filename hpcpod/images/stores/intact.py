@@ -16,8 +16,11 @@ from hpcpod.errors import HpcpodError, ImageDigestMismatch, StoreUnusable
 from hpcpod.frozen import frozen
 from hpcpod.images.stores import fsverity, merkle
 from hpcpod.images.stores.guards import Guard, GuardFacts, choose_guard
-from hpcpod.images.stores.leaves import Unreadable, leaves_of
 from hpcpod.images.stores.store import META, META_MAX, TREE, StoredImage, read_file, stored_from
+
+TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
+if TYPE_CHECKING:
+    from hpcpod.images.stores.leaves import Unreadable
 
 _CHUNK = 1 << 20
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -126,6 +129,8 @@ def compare(fd: int, tree: str, image: StoredImage, hint: str) -> None:
 
     Raises StoreUnusable where the disk cannot read them.
     """
+    from hpcpod.images.stores.leaves import Unreadable, leaves_of  # a start rarely comes here
+
     before = _identity(fd)
     if image.root:
         _check_length(fd, image, hint)

@@ -192,9 +192,12 @@ def _mount(store: SiteStore, image: StoredImage, form: Form, place: str) -> None
 
 def _check_mounted(store: SiteStore, image: StoredImage, form: Form, place: str) -> None:
     """Raise ImageDigestMismatch where the kernel met a changed block of a mounted image."""
-    name = devmapper.name_at(os.stat(place).st_dev)
-    if not name or not devmapper.is_corrupted(name):
-        return
+    try:
+        name = devmapper.name_at(os.stat(place).st_dev)
+        if not name or not devmapper.is_corrupted(name):
+            return
+    except OSError:  # not even the root can be read, or the device is none of ours
+        pass
     file = os.open(store.content(image.digest, form), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         compare(file, f"{store.path(image.digest, form)}/{TREE}", image, SITES_HINT)

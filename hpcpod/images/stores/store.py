@@ -51,6 +51,7 @@ TREE, SUMS = "rootfs.verity", "rootfs.sums"
 META_MAX = 1 << 20
 _FACTS_MAX = 16 << 20
 _VERSION_MAX = 64
+_LENGTH_MAX = (1 << 63) - 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -105,6 +106,8 @@ def stored_from(raw: bytes) -> StoredImage:
     digests = (image.root, image.sha256) if image.form != Form.DIRECTORY.value else ("",)
     if not all(_SHA256.fullmatch(digest) for digest in digests if digest) or digests == ("", ""):
         raise ValueError("nothing to compare the packed file with")
+    if image.root and not 0 < image.length <= _LENGTH_MAX:
+        raise ValueError("no length of a file")
     return image
 
 

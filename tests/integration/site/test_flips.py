@@ -212,14 +212,15 @@ def test_a_file_that_changes_while_it_is_compared(
     packed: tuple[Path, StoredImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, image = packed
+    real = leaves.leaves_of
 
     def late(fd: int, size: int) -> bytes:
-        digests = leaves.leaves_of(fd, size)
+        digests = real(fd, size)
         flip(file, 100)
         flip(file, 100)
         return digests
 
-    monkeypatch.setattr(intact, "leaves_of", late)
+    monkeypatch.setattr(leaves, "leaves_of", late)
     error = judged(file, image)
     assert isinstance(error, ImageDigestMismatch) and "changed while it was compared" in error.message
 
@@ -230,7 +231,7 @@ def test_a_disk_that_cannot_read(packed: tuple[Path, StoredImage], monkeypatch: 
     def fail(fd: int, size: int) -> bytes:
         raise leaves.Unreadable(errno.EIO, 4096)
 
-    monkeypatch.setattr(intact, "leaves_of", fail)
+    monkeypatch.setattr(leaves, "leaves_of", fail)
     error = judged(file, image)
     assert isinstance(error, StoreUnusable)
     assert "at byte 4096: cannot be read: input/output error (EIO)" in error.message

@@ -70,5 +70,15 @@ def test_the_seal_cannot_be_left_out(kept: str) -> None:
         opened(raw)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"length": 0}, {"length": -1}, {"length": 1 << 63}, {"root": "AB" * 32}, {"root": ""}, {"length": "1"}],
+)
+def test_nonsense_with_a_good_seal(fields: dict[str, object]) -> None:
+    """Who unpacks into the site's store may write what it likes; root reads it."""
+    with pytest.raises(ValueError, match=r"length|compare|another type"):
+        stored_from(sealed({**vars(IMAGE), **fields}))
+
+
 def test_where_documents_end_counts() -> None:
     assert digest_of(b"ab", b"c") != digest_of(b"a", b"bc") != digest_of(b"abc")
