@@ -12,6 +12,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from hpcpod.errors import ImageDigestMismatch
 from hpcpod.images.stores import devmapper, fsverity
 from tests.testbed import layouts
 
@@ -142,6 +143,15 @@ def check(file: str) -> int:
     before = _read_bytes()
     check_used(file, os.path.basename(os.path.dirname(file)), "/dev/shm/compared")
     return _read_bytes() - before
+
+
+def refusal(file: str) -> str:
+    """What a start says to a user's packed file."""
+    try:
+        check(file)
+    except ImageDigestMismatch as error:
+        return error.message
+    return ""
 
 
 def _read_bytes() -> int:

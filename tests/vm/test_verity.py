@@ -245,6 +245,8 @@ def test_a_start_reads_nothing_of_a_user_s_image(node: Node) -> None:
         assert node.guest.call("tests.vm.inside:check", file, **user) < 4096  # it is the reading that fails
         assert node.guest.run(["cat", file], uid=1001, check=False).returncode == 1
         refused(node.guest.hpcpod("image", "verify", REFERENCE, check=False, **user))
+    with node.rotten("verity", file, 40):  # no server would start: so much is looked at
+        assert "fs-verity refuses" in node.guest.call("tests.vm.inside:refusal", file, **user)
 
 
 @pytest.mark.parametrize(("disk", "said"), [("verity", "file system has it"), ("plain", "has no fs-verity")])

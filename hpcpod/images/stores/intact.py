@@ -18,10 +18,6 @@ from hpcpod.images.stores import fsverity, merkle
 from hpcpod.images.stores.guards import Guard, GuardFacts, choose_guard
 from hpcpod.images.stores.store import META, META_MAX, TREE, StoredImage, read_file, stored_from
 
-TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
-if TYPE_CHECKING:
-    from hpcpod.images.stores.leaves import Unreadable
-
 _CHUNK = 1 << 20
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 USERS_HINT = "the disk changed it; hpcpod image rm removes it, the next run makes it anew"
@@ -88,9 +84,22 @@ def guard(fd: int, use: Use) -> Guard:
     chosen, _ = choose_guard(facts_of(fd, use), use.hint)
     if chosen is Guard.FS_VERITY:
         _check_length(fd, use.image, use.hint)
+        _touch_ends(fd, use.image, use.hint)
     if chosen is Guard.COMPARED:
         _compare_once(fd, use)
     return chosen
+
+
+def _touch_ends(fd: int, image: StoredImage, hint: str) -> None:
+    """Have the kernel check the superblock and the last of the tables, without which no server starts.
+
+    What it refuses elsewhere is an error for who reads it.
+    """
+    for position in (0, image.length - 1):
+        try:
+            os.pread(fd, 1, position)
+        except OSError as error:
+            raise _unreadable(fd, image, error, position, hint) from None
 
 
 def facts_of(fd: int, use: Use) -> GuardFacts:
@@ -137,7 +146,7 @@ def compare(fd: int, tree: str, image: StoredImage, hint: str) -> None:
         try:
             _compare_tree(leaves_of(fd, image.length), tree, image, hint)
         except Unreadable as error:
-            raise _unreadable(fd, image, error, hint) from None
+            raise _unreadable(fd, image, error, error.position, hint) from None
     else:
         try:
             found = sha256_of(fd)
@@ -188,20 +197,20 @@ def _differing_block(leaves: bytes, stored: bytes, image: StoredImage) -> str:
     return f", from byte {first // merkle.DIGEST * merkle.BLOCK} on,"
 
 
-def _unreadable(fd: int, image: StoredImage, error: Unreadable, hint: str) -> HpcpodError:
+def _unreadable(fd: int, image: StoredImage, error: OSError, position: int, hint: str) -> HpcpodError:
     guarded = ""
     with suppress(OSError):
         guarded = fsverity.measure(fd)
     if error.errno == errno.EIO and guarded:
         return ImageDigestMismatch(
-            f"image {image.name}: its file, at byte {error.position}: fs-verity refuses what is there (EIO)",
+            f"image {image.name}: its file, at byte {position}: fs-verity refuses what is there (EIO)",
             hint=hint,
         )
     if error.errno == 0:
         return ImageDigestMismatch(
-            f"image {image.name}: its file ends at byte {error.position}, expected {image.length}", hint=hint
+            f"image {image.name}: its file ends at byte {position}, expected {image.length}", hint=hint
         )
-    return _cannot_read(image.name, f"its file, at byte {error.position}", error)
+    return _cannot_read(image.name, f"its file, at byte {position}", error)
 
 
 def _cannot_read(name: str, what: str, error: OSError) -> StoreUnusable:
