@@ -25,8 +25,9 @@ demo: ## a two-node Slurm, a real image and its MPI ranks in hpcpod; as a plain 
 	@$(python) -m tests.testbed.demo $(DEMO_ARGS)
 
 test: ## all tests; what this machine cannot run is skipped with the reason (PYTEST_ARGS=--require=all: fails)
-	@$(SETUP) packages build demo test bench
+	@$(SETUP) packages build demo test vm bench
 	@$(SETUP) sid
+	@$(SETUP) kernel
 	@$(SETUP) venv
 	@$(python) -P -m pytest $(PYTEST_ARGS)
 

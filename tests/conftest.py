@@ -40,7 +40,7 @@ settings.register_profile(
 )
 settings.load_profile("house")
 
-TIERS = ("lint", "unit", "native", "integration", "cluster")
+TIERS = ("lint", "unit", "native", "integration", "cluster", "vm")
 """Directories of tests/, cheapest first: in this order they run."""
 
 

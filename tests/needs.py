@@ -142,6 +142,13 @@ def _slurm() -> str | None:
     return "; ".join(missing()) or None
 
 
+def _qemu() -> str | None:
+    """An emulated machine, which needs no KVM, with this machine's root as its own."""
+    from tests.testbed.guest import missing
+
+    return missing()
+
+
 def _musl() -> str | None:
     return _compiles(["musl-gcc", "-static"])
 
@@ -193,6 +200,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "cgroup": _cgroup,
     "kernel-images": _kernel_images,
     "slurm": _slurm,
+    "qemu": _qemu,
     "musl": _musl,
     "sanitizers": _sanitizers,
     "fuzzer": _fuzzer,
@@ -211,6 +219,8 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "squashfs-tools": _program("mksquashfs", "unsquashfs"),
     "mmdebstrap": _program("mmdebstrap"),
     "bsdtar": _program("bsdtar"),
+    "veritysetup": _program("veritysetup"),
+    "fsverity": _program("fsverity"),
     "zstd": _program("zstd"),
     "strace": _program("strace"),
     "bwrap": _program("bwrap"),

@@ -20,6 +20,7 @@ from hpcpod.cli.image_store import (
     table,
     umount,
     unpin,
+    verify,
     why,
 )
 from hpcpod.config import runtime_directory
@@ -326,5 +327,5 @@ def _facts(reference: str, described: Described) -> dict[str, object]:
     }
 
 
-for _command in (gc, df, why, pin, unpin, mount, umount):
+for _command in (gc, df, why, verify, pin, unpin, mount, umount):
     image.add_command(_command)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``hpcpod image``, the store's side: gc, df, why, pin, unpin, mount and umount."""
+"""``hpcpod image``, the store's side: gc, df, why, verify, pin, unpin, mount and umount."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from hpcpod.config import runtime_directory
-from hpcpod.errors import HpcpodError, UsageError
+from hpcpod.errors import HpcpodError, ImageDigestMismatch, StoreUnusable, UsageError
 from hpcpod.images.limits import configured
 from hpcpod.images.sources.access import Access
 from hpcpod.images.sources.checks import parse_checks
@@ -27,10 +27,12 @@ from hpcpod.images.stores.store import Store, StoredImage, open_site, open_store
 from hpcpod.images.stores.upkeep import find_stored
 from hpcpod.images.stores.upkeep import pin as pin_image
 from hpcpod.images.stores.upkeep import unpin as unpin_image
+from hpcpod.images.stores.verify import Verdict, damaged
+from hpcpod.images.stores.verify import verify as verify_entry
 from hpcpod.launcher.sweep import sweep as sweep_runtime
 from hpcpod.log import StderrProgress, shown, size
 from hpcpod.model import Pull
-from hpcpod.settings import read_settings
+from hpcpod.settings import Settings, read_settings
 
 _SITE = click.option("--site", is_flag=True, help="In the site's store, as root.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
@@ -169,6 +171,65 @@ def why(name: str, as_json: bool) -> None:
         for key, value in fact.items():
             click.echo(f"{key:<12}{shown(str(value)) or '-'}")
         click.echo()
+
+
+@click.command()
+@_SITE
+@_JSON
+@click.option("--all", "everything", is_flag=True, help="Verify every image of the store.")
+@click.argument("names", metavar="[REF|DIGEST...]", nargs=-1)
+def verify(names: tuple[str, ...], everything: bool, site: bool, as_json: bool) -> None:
+    """Compare images of the store with what they were when they were made.
+
+    All of them is read.  The first time, the files of an image that is a directory are only listed, with
+    their digests.
+    """
+    if everything == bool(names):
+        raise UsageError("verify: wants either images or --all", hint="hpcpod image list shows what there is")
+    settings = read_settings(os.environ)
+    store = _readable_store(site, settings)
+    limits = configured(settings)
+    images = store.all() if everything else (i for name in names for i in find_stored(store, name, limits))
+    verdicts = [verify_entry(store, image) for image in dict.fromkeys(images)]
+    verdicts += damaged(store) if everything else []
+    if as_json:
+        click.echo(json.dumps([_verdict_json(verdict) for verdict in verdicts], indent=2))
+    elif verdicts:
+        rows = [(v.image.digest[:SHORT], v.image.form, _verdict_text(v)) for v in verdicts]
+        table([("DIGEST", "FORM", "RESULT"), *rows])
+    bad = [verdict.error for verdict in verdicts if verdict.error]
+    if len(bad) > 1:
+        raise ImageDigestMismatch(
+            f"{len(bad)} of {len(verdicts)} images: not what was written", hint=bad[0].hint
+        )
+    if bad:
+        raise bad[0]
+
+
+def _readable_store(site: bool, settings: Settings) -> Store:
+    """The store that a command reads: the site's also for who is not root."""
+    if site and os.geteuid() != 0:
+        store = open_site(settings)
+        if store is None:
+            raise StoreUnusable("site store: none that users can rely on", hint="hpcpod doctor says why")
+        return store
+    return chosen_store(site)
+
+
+def _verdict_text(verdict: Verdict) -> str:
+    return f"failed: {shown(verdict.error.message)}" if verdict.error else f"good, by {verdict.how}"
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, object]:
+    error = verdict.error
+    return {
+        "digest": verdict.image.digest,
+        "form": verdict.image.form,
+        "good": error is None,
+        "compared_with": verdict.how,
+        "seconds": verdict.seconds,
+        "error": error and {"name": error.slug, "message": error.message},
+    }
 
 
 @click.command()

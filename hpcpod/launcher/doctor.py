@@ -54,13 +54,17 @@ class Packing:
 
     filesystems: those of ``erofs`` and ``squashfs`` that the kernel has.  programs: those of mkfs.erofs,
     mksquashfs and squashfuse_ll that are installed.  threads: whether squashfuse_ll has several, None for not
-    known.  fuse: errno name of opening /dev/fuse, empty for success.
+    known.  fuse: errno name of opening /dev/fuse, empty for success.  dm_verity: why root cannot have
+    dm-verity devices, empty where it can.  fs_verity: whether the user's store has fs-verity, None for not
+    known.
     """
 
     filesystems: frozenset[str] = frozenset()
     programs: frozenset[str] = frozenset()
     threads: bool | None = None
     fuse: str = ""
+    dm_verity: str = ""
+    fs_verity: bool | None = None
 
 
 @frozen
@@ -233,6 +237,25 @@ def _packed(packing: Packing) -> Iterator[Finding]:
         else:
             yield Finding(form, Level.OK, f"the kernel has it, {maker} packs it")
     yield _fuse(packing)
+    yield from _verity(packing)
+
+
+def _verity(packing: Packing) -> Iterator[Finding]:
+    """Without, packed images are compared before their first use since the boot, which reads them once."""
+    lost = "images that root mounts are compared once a boot instead"
+    if packing.dm_verity:
+        mend = "modprobe dm-verity, or a kernel that has it"
+        yield Finding("dm-verity", Level.WARN, f"{packing.dm_verity}: {lost}", mend)
+    else:
+        yield Finding("dm-verity", Level.OK, "images that root mounts are checked whenever they are read")
+    if packing.fs_verity:
+        message = "your image store's file system has it: packed images are checked whenever they are read"
+        yield Finding("fs-verity", Level.OK, message)
+    elif packing.fs_verity is False:
+        message = "your image store has no fs-verity: packed images in it are compared once a boot instead"
+        yield Finding(
+            "fs-verity", Level.WARN, message, "tune2fs -O verity DEVICE (ext4), or a store on btrfs"
+        )
 
 
 def _fuse(packing: Packing) -> Finding:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from hpcpod.config import runtime_directory, store_directory
 from hpcpod.errors import HpcpodError
 from hpcpod.images.limits import configured
+from hpcpod.images.stores import devmapper, fsverity
 from hpcpod.images.stores.site import disk_of
 from hpcpod.images.stores.store import is_mounted, open_site
 from hpcpod.images.stores.tools import kernel_knows, program, squashfuse
@@ -92,7 +93,8 @@ def has_threads(server: str) -> bool | None:
     return False if b"fuse_session_loop" in content else None
 
 
-def _packing() -> Packing:
+def _packing(store: str) -> Packing:
+    """store: directory of the user's own, empty where there is none."""
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
         fuse = ""
@@ -104,6 +106,8 @@ def _packing() -> Packing:
         programs=frozenset(filter(program, ("mkfs.erofs", "mksquashfs", "squashfuse_ll"))),
         threads=has_threads(server) if server else None,
         fuse=fuse,
+        dm_verity=devmapper.obstacle(),
+        fs_verity=fsverity.offers(store) if store else None,
     )
 
 
@@ -226,16 +230,17 @@ def read_node(environment: Mapping[str, str], uid: int) -> NodeFacts:
         configured(settings)
     except HpcpodError as error:
         settings_problem = error.message
+    store = _place(lambda: store_directory(environment, uid))
     return NodeFacts(
         release=os.uname().release,
         sysctl=read_sysctls(),
         userns=userns,
         overlay=overlay,
-        store=_place(lambda: store_directory(environment, uid)),
+        store=store,
         runtime=_place(lambda: runtime_directory(environment, uid)),
         pmi=pmi,
         pmi_problem=pmi_problem,
-        packing=_packing(),
+        packing=_packing(store.path),
         site=_site(settings),
         settings_problem=settings_problem,
     )

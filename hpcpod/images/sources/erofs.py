@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """EROFS, read by this program itself: superblock, inodes, directories, data that is not compressed.
 
-No kernel and no other program sees the bytes of an image that somebody else made (docs/adr/0011).  The format
+No kernel and no other program sees the bytes of an image that somebody else made (docs/adr/0012).  The format
 is that of the kernel's Documentation/filesystems/erofs.rst and fs/erofs/erofs_fs.h; compressed files are in
 erofsmap.py.  Every offset and count is checked before it is used, and what an image says of itself takes no
 memory before it is needed.

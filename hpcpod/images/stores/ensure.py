@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from hpcpod.images.sources.source import Source, open_source
 from hpcpod.images.stores import names
 from hpcpod.images.stores.admission import Admission, Terms, admit, tell_once
 from hpcpod.images.stores.names import Known
-from hpcpod.images.stores.store import META, META_MAX, Store, open_site, open_store, read_file
+from hpcpod.images.stores.store import Store, open_site, open_store
 from hpcpod.images.trust.facts import Signature, Subject
 from hpcpod.images.trust.gates import gates as read_gates
 from hpcpod.log import Progress, Silent
@@ -226,17 +225,17 @@ def _what_root_mounts(site: Store | None, image: VerifiedImage) -> tuple[FileSta
         return ()
 
 
+def _what_fuse_shows(image: VerifiedImage) -> tuple[FileStamp, ...]:
+    """The packed file, which is compared again when it changed."""
+    if not isinstance(image.rootfs, FuseImage):
+        return ()
+    return (stamp_of(image.rootfs.file, os.stat(image.rootfs.file)),)
+
+
 def _check_packed(image: VerifiedImage, verified: str) -> None:
     """Compare a file that FUSE will show with what was packed; root does that for what the kernel mounts."""
     if not isinstance(image.rootfs, FuseImage):
         return
-    from hpcpod.images.stores.intact import check_intact
+    from hpcpod.images.stores.intact import check_used
 
-    file = image.rootfs.file
-    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        meta = json.loads(read_file(f"{os.path.dirname(file)}/{META}", META_MAX))
-        hint = "the disk changed it; hpcpod image rm removes it, the next run makes it anew"
-        check_intact(fd, meta["sha256"], verified, image.rootfs.name, hint)
-    finally:
-        os.close(fd)
+    check_used(image.rootfs.file, image.rootfs.name, verified)

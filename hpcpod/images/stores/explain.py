@@ -7,11 +7,14 @@ import os
 import time
 from collections.abc import Sequence
 
-from hpcpod.errors import ImageNotFound
+from hpcpod.errors import ImageDigestMismatch, ImageNotFound
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.reference import is_digest, parse_reference
 from hpcpod.images.stores import collect, usage
+from hpcpod.images.stores.attach import no_verity
 from hpcpod.images.stores.forms import choose, form_facts_text, parse_form
+from hpcpod.images.stores.guards import MEANING, Guard, choose_guard
+from hpcpod.images.stores.intact import Use, facts_of
 from hpcpod.images.stores.store import Store, StoredImage, is_mounted
 from hpcpod.images.stores.tools import form_facts
 from hpcpod.images.stores.upkeep import find_stored, looks_like_digest
@@ -76,6 +79,7 @@ def _present(store: Store, image: StoredImage, order: list[str]) -> dict[str, ob
         "made": f"{made}, in {image.seconds:.1f} s",
         "disk": size(image.disk),
         "mounted": _mounted(store, image),
+        "guarded": _guarded(store, image),
         "last used": used,
         "kept": kept or "nothing keeps it",
         "collected": turn,
@@ -94,3 +98,23 @@ def _mounted(store: Store, image: StoredImage) -> str:
     if form is Form.EROFS:
         return "no: only root mounts it (image mount); users' own runs unpack a copy of their own"
     return "no: only root mounts it for all (image mount); users' runs show it by FUSE"
+
+
+def _guarded(store: Store, image: StoredImage) -> str:
+    """What keeps it what it was packed as, while it is used."""
+    form = Form(image.form)
+    if form is Form.DIRECTORY:
+        return f"by {Guard.NOTHING.value}: {MEANING[Guard.NOTHING]}"
+    entry = store.path(image.digest, form)
+    dm = no_verity(image, entry) if store.site else None
+    try:
+        fd = os.open(store.content(image.digest, form), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            guard, why = choose_guard(facts_of(fd, Use(image, entry, "", dm=dm)), "")
+        finally:
+            os.close(fd)
+    except ImageDigestMismatch as error:
+        return f"no: {error.message}"
+    except OSError as error:
+        return f"cannot be told: {os.strerror(error.errno or 0).lower()}"
+    return f"{guard.value}: {MEANING[guard]}{f' ({why})' if why else ''}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -19,8 +18,9 @@ from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.source import Described, Source
 from hpcpod.images.stores.embryo import Beating, Embryo, is_at, make_embryo, unique_name
 from hpcpod.images.stores.forms import choose, entry_name, parse_form
-from hpcpod.images.stores.pack import pack
+from hpcpod.images.stores.pack import Packed, pack
 from hpcpod.images.stores.room import Bounded, Room, packing
+from hpcpod.images.stores.seal import digest_of, sealed
 from hpcpod.images.stores.store import CONFIG, FACTS, MANIFEST, META, ROOTFS, Store, StoredImage
 from hpcpod.images.stores.summary import summarise, to_json
 from hpcpod.images.stores.tools import form_facts
@@ -229,12 +229,13 @@ def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
     readable = EVERYBODY_READS if store.site else 0 if form is Form.DIRECTORY else OWNER_READS
     unpacked = source.unpack(rootfs, Beating(Bounded(order.progress, room), embryo), readable)
     facts = summarise(rootfs, described.config.config)
-    disk, sha256 = unpacked.disk, ""
+    packed = Packed(unpacked.disk)
     if form is not Form.DIRECTORY:
         packer = form_facts(store.directory, site=store.site)
         with packing(room, unpacked.disk):
-            sha256, disk = pack(form, packer, rootfs, _OWNER, embryo.beat)
-    embryo.disk = disk
+            packed = pack(form, packer, rootfs, _OWNER, embryo.beat)
+    embryo.disk = packed.disk
+    documents = {MANIFEST: described.manifest_bytes, CONFIG: described.config_bytes, FACTS: to_json(facts)}
     meta = StoredImage(
         digest=described.digest,
         reference=order.reference,
@@ -245,14 +246,13 @@ def _fill(  # noqa: PLR0913, PLR0917 - the pieces of one entry
         when=int(time.time()),
         form=form.value,
         why=why,
-        disk=disk,
-        sha256=sha256,
         seconds=round(time.monotonic() - started, 3),
+        documents=digest_of(documents[CONFIG], documents[FACTS]),
+        manifest=digest_of(documents[MANIFEST]),
+        **vars(packed),
     )
-    _write(embryo, MANIFEST, described.manifest_bytes)
-    _write(embryo, CONFIG, described.config_bytes)
-    _write(embryo, FACTS, to_json(facts))
-    _write(embryo, META, json.dumps(vars(meta), indent=1).encode() + b"\n")
+    for name, content in {**documents, META: sealed(vars(meta))}.items():
+        _write(embryo, name, content)
 
 
 def _write(embryo: Embryo, name: str, content: bytes) -> None:

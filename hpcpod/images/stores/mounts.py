@@ -18,17 +18,19 @@ import re
 from contextlib import suppress
 
 from hpcpod.errors import StoreUnusable, UsageError
+from hpcpod.images.stores import devmapper
+from hpcpod.images.stores.attach import attach, no_verity
 from hpcpod.images.stores.fetch import LOCK_SECONDS, Order, forget_lock
 from hpcpod.images.stores.forms import parse_entry
-from hpcpod.images.stores.intact import check_intact
+from hpcpod.images.stores.guards import Guard
+from hpcpod.images.stores.intact import SITES_HINT, Use, compare, guard
 from hpcpod.images.stores.site import HELD_SECONDS, EntryBusy, SiteStore
-from hpcpod.images.stores.store import StoredImage, is_mounted
+from hpcpod.images.stores.store import TREE, StoredImage, is_mounted
 from hpcpod.images.stores.supply import pull
-from hpcpod.kernel import detach_mount, loop_device, mount_read_only
+from hpcpod.kernel import detach_mount
 from hpcpod.log import shown
 from hpcpod.model import Form
 
-CHANGED = "the disk changed it; hpcpod image rm --site removes it, image pull --site makes it anew"
 _LEASE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _TRIES = 3
 
@@ -61,7 +63,9 @@ def mount(store: SiteStore, image: StoredImage, lease: str) -> str:
                 raise _CollectedMeanwhile
             with suppress(OSError):  # read-only, say: then it counts as used when it was before
                 os.utime(store.path(image.digest, form))  # used now (usage.last_used)
-            if packed and not is_mounted(place):
+            if packed and is_mounted(place):
+                _check_mounted(store, image, form, place)
+            elif packed:
                 _mount(store, image, form, place)
         except BaseException as error:
             if new:  # one that was there before has its mount, or is somebody's to repair
@@ -115,6 +119,7 @@ def sweep(store: SiteStore) -> list[str]:
     for entry in sorted({*_entries(f"{store.run}/mounts"), *_entries(f"{store.run}/leases")}):
         with suppress(EntryBusy), store.held(entry, 0.0):
             released += _release_unused(store, entry)
+    devmapper.sweep()
     forget(store)
     return released
 
@@ -181,33 +186,39 @@ def _release_unused(store: SiteStore, name: str) -> list[str]:
 
 
 def _mount(store: SiteStore, image: StoredImage, form: Form, place: str) -> None:
-    """Compare the file with what was packed, and mount it."""
+    """Have what is read compared with what was packed, now or whenever it is read, and mount it."""
+    entry, compared = store.path(image.digest, form), f"{store.run}/verified"
+    use = Use(image, entry, compared, SITES_HINT, no_verity(image, entry))
     file = os.open(store.content(image.digest, form), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        check_intact(file, image.sha256, f"{store.run}/verified", image.name, CHANGED)
+        guarded = guard(file, use)
         with suppress(FileExistsError):
             os.mkdir(place, 0o755)
         directory = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            _attach(form, store.content(image.digest, form), file, directory)
+            attach(image, guarded, entry, file, directory)
+        except OSError:
+            compare(file, use.tree, image, SITES_HINT)  # was it the disk?
+            if guarded is not Guard.DM_VERITY:
+                raise
+            # no: this node cannot after all, in a container without rights to devices, say
+            attach(image, Guard.COMPARED, entry, file, directory)
         finally:
             os.close(directory)
     finally:
         os.close(file)
 
 
-def _attach(form: Form, path: str, file: int, directory: int) -> None:
-    """path: of the open file, which nobody but root can exchange; mount tables show it (usage.py)."""
-    if form is Form.EROFS:
-        try:
-            mount_read_only("erofs", path, directory)
-        except OSError as error:
-            if error.errno != errno.ENOTBLK:  # before Linux 6.12: only block devices
-                raise
-        else:
-            return
-    block, device = loop_device(file)
+def _check_mounted(store: SiteStore, image: StoredImage, form: Form, place: str) -> None:
+    """Raise ImageDigestMismatch where the kernel met a changed block of a mounted image."""
     try:
-        mount_read_only(form.value, block, directory)
+        name = devmapper.name_at(os.stat(place).st_dev)
+        if not name or not devmapper.is_corrupted(name):
+            return
+    except OSError:  # not even the root can be read, or the device is none of ours
+        pass
+    file = os.open(store.content(image.digest, form), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        compare(file, f"{store.path(image.digest, form)}/{TREE}", image, SITES_HINT)
     finally:
-        os.close(device)
+        os.close(file)

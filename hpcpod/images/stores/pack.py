@@ -12,8 +12,11 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
 from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable
+from hpcpod.frozen import frozen
+from hpcpod.images.stores import fsverity, merkle
 from hpcpod.images.stores.forms import FormFacts
-from hpcpod.images.stores.intact import sha256_of
+from hpcpod.images.stores.leaves import Unreadable, leaves_of
+from hpcpod.images.stores.store import TREE
 from hpcpod.images.unpacking.tree import remove_tree
 from hpcpod.kernel import die_with_parent
 from hpcpod.log import shown
@@ -44,21 +47,73 @@ def pack_words(form: Form, facts: FormFacts, tree: str, file: str, owner: tuple[
     return [*words, f"--force-uid={uid}", f"--force-gid={gid}", file, tree]
 
 
-def pack(
-    form: Form, facts: FormFacts, tree: str, owner: tuple[int, int], beat: Callable[[], None]
-) -> tuple[str, int]:
-    """Pack the tree into a file beside it, and remove the tree; the file's SHA-256 and its bytes on disk.
+@frozen
+class Packed:
+    """What an image became.  disk: bytes it takes.  root, length: of the packed file, as in meta.json."""
 
-    beat: called every few seconds while the program works.  Raises StoreUnusable, OSError.
+    disk: int
+    root: str = ""
+    length: int = 0
+
+
+def pack(form: Form, facts: FormFacts, tree: str, owner: tuple[int, int], beat: Callable[[], None]) -> Packed:
+    """Pack the tree into a file beside it, with its hash blocks, and remove the tree.
+
+    Where the file system has fs-verity, nobody can write the file any more.  beat: called every few seconds
+    while the program works.  Raises StoreUnusable, OSError.
     """
     file = f"{tree}.{form.value}"
     # mksquashfs takes either this or -mkfs-time
     times = {"SOURCE_DATE_EPOCH": _MADE} if form is Form.EROFS else {}
     _run(pack_words(form, facts, tree, file, owner), times, beat)
     remove_tree(tree)
+    beat()
+    fd = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # whole blocks, as a block device has them; both file systems say themselves where they end
+        length = merkle.blocks_of(os.fstat(fd).st_size) * merkle.BLOCK
+        os.truncate(fd, length)
+        root, blocks = _hashed(fd, file, length)
+    finally:
+        os.close(fd)
+    beat()
+    disk = _write(f"{os.path.dirname(file)}/{TREE}", blocks)
+    return Packed(disk + _protect(file, root, length), root, length)
+
+
+def _hashed(fd: int, file: str, length: int) -> tuple[str, bytes]:
+    if length == 0:
+        raise StoreUnusable(f"{shown(file)}: empty after it was packed")
+    try:
+        return merkle.tree_of(leaves_of(fd, length))
+    except Unreadable as error:
+        what = os.strerror(error.errno or 0).lower() if error.errno else "ends there"
+        raise StoreUnusable(f"{shown(file)}: at byte {error.position}: {what}") from None
+
+
+def _write(path: str, content: bytes) -> int:
+    """Make a file; how many bytes it takes on the disk.  Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        return os.fstat(fd).st_blocks * 512
+    finally:
+        os.close(fd)
+
+
+def _protect(file: str, root: str, length: int) -> int:
+    """Have the kernel check the file from now on, where it can; how many bytes it takes on the disk.
+
+    Raises StoreUnusable where the kernel reads something else in it than was hashed; OSError.
+    """
     fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return sha256_of(fd), os.fstat(fd).st_blocks * 512
+        expected = merkle.measurement(root, length)
+        if fsverity.enable(fd) and (found := fsverity.measure(fd)) != expected:
+            raise StoreUnusable(f"{shown(file)}: fs-verity digest {found}, expected {expected}")
+        return os.fstat(fd).st_blocks * 512
     finally:
         os.close(fd)
 

@@ -7,8 +7,10 @@
         manifest.json config.json   the documents as they were verified
         facts.json                  what planning needs from inside (summary.py)
         meta.json                   what is known about it, written by this program
+        rootfs.sums                 digests of the tree's files, from its first image verify (treesums.py)
         pinned                      there when it is never to be collected
     STORE/images/sha256-HEX.squashfs/   the same image packed: rootfs.squashfs instead of rootfs/
+        rootfs.verity               hash blocks over that file (merkle.py)
     STORE/images/sha256-HEX.erofs/      rootfs.erofs
     STORE/tmp/                      images in the making (embryo.py)
     STORE/garbage/                  images being removed
@@ -23,8 +25,8 @@ ensure.py, is what a start with the image present needs; making one present is f
 from __future__ import annotations
 
 import errno
-import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -37,6 +39,7 @@ from hpcpod.images.sources.manifest import parse_config
 from hpcpod.images.sources.reference import parse_reference
 from hpcpod.images.sources.source import open_source
 from hpcpod.images.stores.forms import entry_name, parse_entry
+from hpcpod.images.stores.seal import digest_of, opened
 from hpcpod.images.stores.summary import from_json
 from hpcpod.model import Form, FuseImage, Platform, Rootfs, Tree, VerifiedImage
 from hpcpod.settings import Settings
@@ -44,9 +47,12 @@ from hpcpod.settings import Settings
 VERSION = 1
 ROOTFS, CONFIG, MANIFEST, META, FACTS = "rootfs", "config.json", "manifest.json", "meta.json", "facts.json"
 PINNED = "pinned"
+TREE, SUMS = "rootfs.verity", "rootfs.sums"
 META_MAX = 1 << 20
 _FACTS_MAX = 16 << 20
 _VERSION_MAX = 64
+_LENGTH_MAX = (1 << 63) - 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @frozen
@@ -54,8 +60,10 @@ class StoredImage:
     """What meta.json says about an image in the store.
 
     size: bytes of its layers, uncompressed.  when: seconds since 1970.  skipped: devices and FIFOs left out.
-    form: of this entry; why: it was chosen.  disk: bytes that the entry takes.  sha256: of the packed file,
-    hexadecimal, empty for a directory; seconds: how long it took to make.
+    form: of this entry; why: it was chosen.  disk: bytes that the entry takes.  seconds: how long it took to
+    make.  root: of the packed file's Merkle tree (merkle.py), hexadecimal; length: of that file, bytes.
+    sha256: the same file's, where it was packed before there were roots.  documents: digest of config.json
+    and facts.json (seal.digest_of), manifest: of manifest.json.
     """
 
     digest: str
@@ -70,6 +78,10 @@ class StoredImage:
     disk: int = 0
     sha256: str = ""
     seconds: float = 0.0
+    root: str = ""
+    length: int = 0
+    documents: str = ""
+    manifest: str = ""
 
     @property
     def name(self) -> str:
@@ -79,9 +91,24 @@ class StoredImage:
 
 def _kind_of(name: str) -> type | tuple[type, ...]:
     """What a field of meta.json holds."""
-    if name in ("size", "entries", "skipped", "when", "disk"):
+    if name in ("size", "entries", "skipped", "when", "disk", "length"):
         return int
     return (int, float) if name == "seconds" else str
+
+
+def stored_from(raw: bytes) -> StoredImage:
+    """What a meta.json says.  Raises ValueError and its like for one that this program did not write."""
+    fields = opened(raw)
+    known = {name: fields[name] for name in StoredImage.__match_args__ if name in fields}
+    if any(not isinstance(value, _kind_of(name)) for name, value in known.items()):
+        raise ValueError("a field of another type")
+    image = StoredImage(**known)
+    digests = (image.root, image.sha256) if image.form != Form.DIRECTORY.value else ("",)
+    if not all(_SHA256.fullmatch(digest) for digest in digests if digest) or digests == ("", ""):
+        raise ValueError("nothing to compare the packed file with")
+    if image.root and not 0 < image.length <= _LENGTH_MAX:
+        raise ValueError("no length of a file")
+    return image
 
 
 class Store:
@@ -136,11 +163,7 @@ class Store:
 
     def _load(self, digest: str, form: Form) -> StoredImage:
         """Raises OSError; ValueError and its like for a document that is none of this program's."""
-        fields = json.loads(read_file(f"{self.path(digest, form)}/{META}", META_MAX))
-        known = {name: fields[name] for name in StoredImage.__match_args__ if name in fields}
-        if any(not isinstance(value, _kind_of(name)) for name, value in known.items()):
-            raise ValueError("a field of another type")
-        meta = StoredImage(**known)
+        meta = stored_from(read_file(f"{self.path(digest, form)}/{META}", META_MAX))
         os.stat(self.content(digest, form))
         if meta.digest != digest or meta.form != form.value:
             raise ValueError("of another image")
@@ -157,24 +180,27 @@ class Store:
         usable = ((meta, rootfs) for meta in images if meta and (rootfs := self._rootfs(meta)))
         # One that root has mounted is faster than FUSE.
         for meta, rootfs in sorted(usable, key=lambda pair: isinstance(pair[1], FuseImage)):
-            found = self._verified(digest, Form(meta.form), reference, limits, rootfs)
+            found = self._verified(meta, reference, limits, rootfs)
             if found is not None:
                 return found
         return None
 
     def _verified(
-        self, digest: str, form: Form, reference: str, limits: Limits, rootfs: Rootfs
+        self, meta: StoredImage, reference: str, limits: Limits, rootfs: Rootfs
     ) -> VerifiedImage | None:
-        path = self.path(digest, form)
+        path = self.path(meta.digest, Form(meta.form))
         try:
             raw = read_file(f"{path}/{CONFIG}", limits.json_bytes + 1)
+            facts = read_file(f"{path}/{FACTS}", _FACTS_MAX)
+            if meta.documents and digest_of(raw, facts) != meta.documents:
+                return None
             document = parse_config(raw, f"{path}/{CONFIG}", limits)
-            inside = from_json(read_file(f"{path}/{FACTS}", _FACTS_MAX))
+            inside = from_json(facts)
         except (OSError, ImageInvalid, ValueError, KeyError, TypeError, RecursionError):
             return None
         return VerifiedImage(
             reference=reference,
-            digest=digest,
+            digest=meta.digest,
             rootfs=rootfs,
             platform=document.platform,
             config=document.config,
@@ -184,9 +210,10 @@ class Store:
     def is_whole(self, name: str, limits: Limits) -> bool:
         """Whether the entry of this name is there and all its documents can be read."""
         parsed = parse_entry(name)
-        if parsed is None or self.stored(*parsed) is None:
+        meta = parsed and self.stored(*parsed)
+        if not parsed or meta is None:
             return False
-        return self._verified(*parsed, "", limits, Tree(self.content(*parsed))) is not None
+        return self._verified(meta, "", limits, Tree(self.content(*parsed))) is not None
 
     def _rootfs(self, meta: StoredImage) -> Rootfs | None:
         """How a pod gets at the image; None where that needs what is not here (root's mount, a program)."""
@@ -257,6 +284,11 @@ class Store:
 def content_name(form: Form) -> str:
     """Name of the tree in an entry of this form, or of the file that holds it."""
     return ROOTFS if form is Form.DIRECTORY else f"{ROOTFS}.{form.value}"
+
+
+def content_names(form: Form) -> set[str]:
+    """Names in an entry of this form of what is not a document."""
+    return {ROOTFS} if form is Form.DIRECTORY else {content_name(form), TREE}
 
 
 def is_mounted(path: str) -> bool:

@@ -26,7 +26,7 @@ from hpcpod.images.stores.forms import choose, entry_name, parse_entry, parse_fo
 from hpcpod.images.stores.names import Known
 from hpcpod.images.stores.room import Room
 from hpcpod.images.stores.site import SiteStore, checked_digest
-from hpcpod.images.stores.store import CONFIG, FACTS, MANIFEST, META, Store, StoredImage, content_name
+from hpcpod.images.stores.store import CONFIG, FACTS, MANIFEST, META, Store, StoredImage, content_names
 from hpcpod.images.stores.takeover import take_over
 from hpcpod.images.stores.tools import form_facts
 from hpcpod.images.trust.facts import Signature
@@ -257,7 +257,7 @@ def _publish(store: SiteStore, finished: tuple[str, int], name: str, order: Orde
     except OSError as error:
         raise write_error(error, store.directory) from None
     try:
-        take_over(embryo.fd, {MANIFEST, CONFIG, FACTS, META, content_name(entry[1])}, store.account.uid)
+        take_over(embryo.fd, {MANIFEST, CONFIG, FACTS, META, *content_names(entry[1])}, store.account.uid)
         fit(store, disk, order.settings, order.progress, name)
         appear(store, embryo, name, order.limits)
     except OSError as error:

@@ -33,11 +33,22 @@ def kernel_knows(filesystem: str) -> bool:
         with open("/proc/filesystems", encoding="ascii") as file:
             if any(line.split()[-1:] == [filesystem] for line in file):
                 return True
-        release = os.uname().release
-        with open(_MODULES.format(release=release, file="modules.dep"), encoding="utf-8") as file:
-            return any(f"/{filesystem}.ko" in line.partition(":")[0] for line in file)
     except OSError:
         return False
+    return module_there(filesystem)
+
+
+def module_there(name: str) -> bool:
+    """Whether the running kernel has this module on the disk, or built in."""
+    release = os.uname().release
+    for listing in ("modules.dep", "modules.builtin"):
+        try:
+            with open(_MODULES.format(release=release, file=listing), encoding="utf-8") as file:
+                if any(f"/{name}.ko" in line.partition(":")[0] for line in file):
+                    return True
+        except OSError:
+            continue
+    return False
 
 
 def filesystem_of(path: str) -> str:

@@ -14,7 +14,7 @@ from hpcpod.images.stores.store import FACTS, META, PINNED, Store, StoredImage
 from hpcpod.model import Form
 
 _ROOT, _DEVICE = 3, 2
-_LOOP = "/dev/loop"
+_LOOP, _MAPPED = "/dev/loop", "/dev/dm-"
 _META_MAX = 1 << 20
 """Bytes of a meta.json that are read; one of ours has some hundred."""
 _CAREFULLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -79,15 +79,21 @@ def _lines(pid: str) -> Iterator[MountLine]:
 
 
 def _file_of_loop(after: str) -> str:
-    """Path of the file below a mounted loop device; empty for any other source."""
+    """Paths of the files below a mounted loop device, or below a dm-verity device over some; else empty."""
     source = after.split(" ")[1:2]
-    if not source or not source[0].startswith(_LOOP):
+    if not source or not source[0].startswith((_LOOP, _MAPPED)):
         return ""
+    name = os.path.basename(source[0])
     try:
-        with open(f"/sys/block/{os.path.basename(source[0])}/loop/backing_file", errors="replace") as file:
-            return file.read()
+        below = os.listdir(f"/sys/block/{name}/slaves") if source[0].startswith(_MAPPED) else [name]
+        return " ".join(map(_backing_file, sorted(below)))
     except OSError:
         return ""
+
+
+def _backing_file(loop: str) -> str:
+    with open(f"/sys/block/{loop}/loop/backing_file", errors="replace") as file:
+        return file.read()
 
 
 def user_of(store: Store, image: StoredImage, mounted: Mounted, present: str = "") -> int | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from hpcpod.images.stores.seal import opened, sealed
 from tests import needs
 from tests.conftest import PACKAGES, Account, remove_tree
 from tests.integration.pod.image import small_tree, write_layout
@@ -117,6 +118,12 @@ class Site:
         assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint: ")), done.stderr
         return done.stderr
 
+    def refused_verify(self, *words: str) -> str:
+        """The message of ``image verify``, which says on its output which image is bad."""
+        done = self.hpcpod("image", "verify", *words)
+        assert done.returncode == 125 and " [image-digest]\n" in done.stderr, done
+        return done.stderr
+
     def start(self, *words: str | Path, uid: int = 0, **more: Any) -> subprocess.Popen[str]:
         """Start the command; the test's end kills it."""
         command = [sys.executable, "-P", "-m", "hpcpod", *map(str, words)]
@@ -203,6 +210,12 @@ class Site:
 
 def _command(link: Path) -> bytes:
     return Path(f"/proc/{link.parts[2]}/cmdline").read_bytes()
+
+
+def reseal(entry: Path, **fields: object) -> None:
+    """Have meta.json say something else, as if it had been written so."""
+    meta = opened((entry / "meta.json").read_bytes())
+    (entry / "meta.json").write_bytes(sealed({**meta, **fields}))
 
 
 @pytest.fixture

@@ -9,15 +9,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from hpcpod.images.stores.account import find_account
+from hpcpod.images.stores.merkle import tree_of
 from hpcpod.images.stores.site import HELD_SECONDS, EntryBusy, SiteStore
 from hpcpod.settings import Settings
 from tests.integration.pod.conftest import wait_for
-from tests.integration.site.conftest import ACCOUNT, FIRST_USER, FORMS, Site, mount_points, tiny
+from tests.integration.site.conftest import ACCOUNT, FIRST_USER, FORMS, Site, mount_points, reseal, tiny
 
 pytestmark = pytest.mark.needs("root", "plain", "userns", "overlay", "native", "fuse", "kernel-images")
 
@@ -148,10 +150,11 @@ def test_a_file_that_the_kernel_cannot_mount(site: Site, form: str) -> None:
     site.out("image", "pull", "--site", f"--rootfs={form}", reference)
     (name,) = site.entries()
     entry = site.store / "images" / name
-    (entry / f"rootfs.{form}").write_bytes(bytes(8192))
-    meta = json.loads((entry / "meta.json").read_bytes())
-    meta["sha256"] = "9f1dcbc35c350d6027f98be0f5c8b43b42ca52b7604459c0c42be3aa88913d47"
-    (entry / "meta.json").write_text(json.dumps(meta))
+    zeros, leaves = bytes(8192), 2 * sha256(bytes(4096)).digest()
+    root, tree = tree_of(leaves)
+    (entry / f"rootfs.{form}").write_bytes(zeros)
+    (entry / "rootfs.verity").write_bytes(tree)
+    reseal(entry, root=root, length=len(zeros))
     said = site.refused("image", "mount", "--rootfs", form, "--lease", "a", reference, slug="store-unusable")
     assert f"mount of {name}: " in said
     site.assert_idle()
