@@ -67,7 +67,7 @@ class AciSource(FileSource):
 
     def find(self, platform: Platform) -> str:
         """The image ID: the pinned one, which describe() checks, else that of the file's content."""
-        return self._pin or self._scan().layer.diff_id
+        return self._pin or self._known or self._scan().layer.diff_id
 
     def describe(self, platform: Platform) -> Described:
         """The manifest, as a configuration of the image-spec; the bytes that gave it had the pinned ID."""

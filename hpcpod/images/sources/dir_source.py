@@ -40,6 +40,7 @@ class DirSource:
         self._limits = limits
         self._pin = reference.digest
         self._hash = ""
+        self._known = ""
         self._found: TreeConfig | None = None
         self._fd = open_tree(path)
         self._stamp = stamp_of(path, os.fstat(self._fd))
@@ -74,9 +75,18 @@ class DirSource:
         except (HpcpodError, OSError) as error:
             self._fail(error)
 
+    def identity(self) -> str:
+        """Tells this content from any other that the tree may have; empty where it was changed just now."""
+        found = self.fingerprint()
+        return found.digest if found.settled else ""
+
+    def assume(self, digest: str) -> None:
+        """Let find() answer a digest that was found for this identity, without reading the tree."""
+        self._known = digest
+
     def find(self, platform: Platform) -> str:
         """The digest of the tree: the pinned one, which unpack() checks, else that of its content."""
-        return self._pin or self._digest(Silent())
+        return self._pin or self._known or self._digest(Silent())
 
     def describe(self, platform: Platform) -> Described:
         """What its maker left in it, as a configuration of the image-spec.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from hpcpod.errors import HpcpodError, ImageDigestMismatch, ImagePlatformMismatch
 from hpcpod.images.limits import Limits
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+SETTLED_NS = 2_000_000_000
+"""The coarsest time of a file system that is in use: two changes within it may look like one."""
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -30,6 +33,7 @@ class FileSource:
         self._limits = limits
         self._pin = reference.digest
         self._transport = reference.transport
+        self._known = ""
         self._name = f"{reference.transport}:{shown(path)}"
         self._fd, status = open_regular(f"{reference.transport}:{path}", path, None, _OPEN)
         self._size = status.st_size
@@ -63,6 +67,14 @@ class FileSource:
                 hint="--platform OS/ARCH chooses another; it runs only where the machine or an emulator can",
             )
 
+    def identity(self) -> str:
+        """Tells this content from any other that the file may have; empty where it was written just now."""
+        return identity_of(self._stamp)
+
+    def assume(self, digest: str) -> None:
+        """Let find() answer a digest that was found for this identity, without reading the file."""
+        self._known = digest
+
     def signatures(self, platform: Platform) -> tuple[Signature, ...]:
         """None, unless the format has a place for them."""
         return ()
@@ -90,6 +102,14 @@ class FileSource:
         if isinstance(error, OSError):
             return read_error(error, self._name)
         return type(error)(f"image {self._name}: {error.message}", hint=error.hint)
+
+
+def identity_of(stamp: FileStamp) -> str:
+    """What stat(2) says of a file that has rested so long that any later change will show, else nothing."""
+    newest = max(stamp.mtime_ns, stamp.ctime_ns)
+    if time.time_ns() - newest < SETTLED_NS:
+        return ""
+    return " ".join(map(str, (stamp.dev, stamp.ino, stamp.size, stamp.mtime_ns, stamp.ctime_ns)))
 
 
 class OwnBlob(Blob):

@@ -38,7 +38,7 @@ class ImageFile(FileSource):
 
     def find(self, platform: Platform) -> str:
         """The digest of the file: the pinned one, which unpack() checks, else that of its content."""
-        return self._pin or self._digest()
+        return self._pin or self._known or self._digest()
 
     def describe(self, platform: Platform) -> Described:
         """What the file says of itself, as a configuration of the image-spec."""

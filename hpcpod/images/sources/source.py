@@ -105,6 +105,12 @@ class Source(Protocol):
     def check_platform(self, built_for: Platform, wanted: Platform) -> None:
         """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
 
+    def identity(self) -> str:
+        """What tells the content from any other, where that is cheaper than find(); empty for nothing."""
+
+    def assume(self, digest: str) -> None:
+        """Let find() answer what it answered for the same identity before."""
+
     def subject(self, platform: Platform) -> Subject:
         """What policies and signatures are about.  Raises as find() does."""
 
@@ -165,6 +171,13 @@ class OciSource:
     def check_platform(self, built_for: Platform, wanted: Platform) -> None:
         """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
         check_platform(self._layout.name, built_for, wanted)
+
+    def identity(self) -> str:
+        """None: the digest stands in the index."""
+        return ""
+
+    def assume(self, digest: str) -> None:
+        """Nothing to do: find() reads the index."""
 
     def subject(self, platform: Platform) -> Subject:
         """Scopes: the directory or archive with its tag, without, and the directories above it."""

@@ -154,6 +154,7 @@ def _asked(wish: _Wish) -> Present:
     """By asking where the image comes from."""
     start = time.time_ns()
     with wish.open() as source:
+        identity = _recognised(wish, source)
         subject = source.subject(wish.platform)
         resolved = time.time_ns()
         image = wish.find(subject.digest)
@@ -166,7 +167,23 @@ def _asked(wish: _Wish) -> Present:
         stamp = source.stamp
     if wish.reference.transport == "docker":
         stamp = _remember(wish, subject, admission)
+    elif identity:
+        _remember(wish, subject, Admission(), identity)
     return _present(wish, image, stamp, (Phase("resolve", start, resolved), *phases), admission)
+
+
+def _recognised(wish: _Wish, source: Source) -> str:
+    """The identity of a file or tree; its digest is not found out again while a store has the image.
+
+    Empty where there is none to remember.
+    """
+    if wish.reference.transport not in names.REMEMBERED or wish.reference.digest:
+        return ""
+    identity = source.identity()
+    known = names.recall((wish.own,), wish.reference, wish.platform) if identity else None
+    if known and known.identity == identity and wish.find(known.digest):
+        source.assume(known.digest)
+    return identity
 
 
 def _fetch(wish: _Wish, source: Source, digest: str) -> tuple[VerifiedImage, tuple[Phase, ...]]:
@@ -182,13 +199,14 @@ def _fetch(wish: _Wish, source: Source, digest: str) -> tuple[VerifiedImage, tup
     return fetched
 
 
-def _remember(wish: _Wish, subject: Subject, admission: Admission) -> FileStamp | None:
+def _remember(wish: _Wish, subject: Subject, admission: Admission, identity: str = "") -> FileStamp | None:
     """Write down what the name means, unless that is written already: plans stand on the file."""
     before = names.recall((wish.own,), wish.reference, wish.platform)
     signatures = admission.signatures
-    if before and before.subject == subject and signatures in (None, before.signatures):
+    same = before and (before.subject, before.identity) == (subject, identity)
+    if before and same and signatures in (None, before.signatures):
         return before.stamp
-    content = names.to_bytes(Known(subject.digest, subject, signatures))
+    content = names.to_bytes(Known(subject.digest, subject, signatures, identity))
     return names.remember(wish.own, names.key_of(wish.reference, wish.platform), content)
 
 
@@ -206,8 +224,15 @@ def _present(
         phases,
         tuple(guard for guard in guards if guard),
         admission.until,
-        fresh=wish.pull is Pull.ALWAYS and wish.reference.transport == "docker",
+        fresh=_must_ask(wish),
     )
+
+
+def _must_ask(wish: _Wish) -> bool:
+    """Whether the next start has to look again: no file tells that the meaning has changed."""
+    if wish.reference.transport == "dir":
+        return not wish.reference.digest
+    return wish.reference.transport == "docker" and wish.pull is Pull.ALWAYS
 
 
 def _since(name: str, start: int) -> Phase:

@@ -27,8 +27,8 @@ TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's st
 if TYPE_CHECKING:
     from typing import Any
 
-REMEMBERED = ("docker", "dir")
-"""Transports whose meaning is dear to find out: over a network, or by reading a whole tree."""
+REMEMBERED = ("docker", "aci", "sif", "sqsh", "erofs", "dir")
+"""Transports whose meaning is dear to find out: over a network, or by reading a whole file or tree."""
 LARGEST = 32 << 20
 """Bytes of a file of names: signatures are bounded where they are collected."""
 _VERSION = 1
@@ -39,14 +39,14 @@ class Known:
     """What a name meant.
 
     digest: of the manifest.  signatures: those found with it; None where nobody looked for any, since no
-    policy asked.  fingerprint: of the tree's facts, for ``dir:``.  when: seconds since 1970.  stamp: of the
+    policy asked.  identity: of the file or tree, what it then had.  when: seconds since 1970.  stamp: of the
     file that says so.
     """
 
     digest: str
     subject: Subject
     signatures: tuple[Signature, ...] | None = None
-    fingerprint: str = ""
+    identity: str = ""
     when: int = 0
     stamp: FileStamp | None = None
 
@@ -82,7 +82,11 @@ def _load(path: str) -> Known:
     with open(fd, "rb") as file:
         status = os.fstat(fd)
         fields = json.loads(file.read(LARGEST + 1))
-    if fields["version"] != _VERSION or not is_digest(fields["digest"]):
+    if (
+        fields["version"] != _VERSION
+        or not is_digest(fields["digest"])
+        or not isinstance(fields["identity"], str)
+    ):
         raise ValueError
     found = fields["signatures"]
     subject: dict[str, Any] = {
@@ -92,7 +96,7 @@ def _load(path: str) -> Known:
         digest=fields["digest"],
         subject=Subject(**subject),
         signatures=None if found is None else tuple(map(_signature, found)),
-        fingerprint=fields["fingerprint"],
+        identity=fields["identity"],
         when=int(fields["when"]),
         stamp=stamp_of(path, status),
     )
@@ -129,7 +133,7 @@ def to_bytes(known: Known) -> bytes:
         "digest": known.digest,
         "subject": vars(known.subject),
         "signatures": found,
-        "fingerprint": known.fingerprint,
+        "identity": known.identity,
         "when": known.when or int(time.time()),
     }
     return json.dumps(document, indent=1).encode() + b"\n"

@@ -125,6 +125,13 @@ class RegistrySource:
         """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
         check_platform(self.name, built_for, wanted)
 
+    def identity(self) -> str:
+        """None: only the registry knows."""
+        return ""
+
+    def assume(self, digest: str) -> None:
+        """Nothing to do: find() asks the registry."""
+
     def subject(self, platform: Platform) -> Subject:
         """Scopes as containers-policy.json(5) lists them for docker."""
         chosen = self._choose(platform)
