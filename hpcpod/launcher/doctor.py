@@ -12,7 +12,7 @@ from hpcpod.log import size as shown_size
 
 BASELINE = (5, 14)
 """Linux of RHEL 9, the oldest that is tested."""
-MIN_FREE = 5 * 10**9
+MIN_FREE = 5 << 30
 """Bytes: an image of a usual size, unpacked."""
 SHARED_TYPES = frozenset(
     ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "panfs", "cifs", "smb3", "afs", "9p", "fuse.sshfs")

@@ -31,7 +31,12 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def clear_up_on_signals() -> None:
-    """Let SIGINT, SIGTERM and SIGHUP raise Stopped; one that is ignored (nohup(1)) or handled stays so."""
+    """Let SIGINT, SIGTERM and SIGHUP raise Stopped; one that is ignored (nohup(1)) or handled stays so.
+
+    SIGCHLD is no such wish: who ignores it is told of no exit status (wait(2)), and subprocess makes 0 of
+    that: a program that failed, or a signature that gpg refuses, would pass.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, default in _DEFAULTS.items():
         if signal.getsignal(number) is default:
             signal.signal(number, _stop)

@@ -99,7 +99,17 @@ def test_existing_destinations_are_left_alone(user: Account, reference: str) -> 
 
 
 def test_units_of_max_bytes(user: Account, reference: str) -> None:
-    cases = {"4k": 0, "1Ki": 125, "0": 125, "2GB": 0, "2560": 0, "-1": 125, "1.5G": 125}
+    cases = {
+        "4k": 0,
+        "1Ki": 125,
+        "0": 125,
+        "2GB": 0,
+        "2560": 125,
+        "2560B": 0,
+        "4096": 0,
+        "-1": 125,
+        "1.5G": 125,
+    }
     for number, (text, status) in enumerate(cases.items()):
         done = run(user, "unpack", *AMD64, "--max-bytes", text, reference, f"out{number}")
         assert done.returncode == status, (text, done.stderr)
