@@ -54,6 +54,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def counted(number: int, what: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 class Progress(Protocol):
     """Told about long work; may be called from any thread."""
 

@@ -23,6 +23,7 @@ from hpcpod.cli.image_store import (
     verify,
     why,
 )
+from hpcpod.cli.suggest import Suggesting
 from hpcpod.config import runtime_directory
 from hpcpod.errors import ImageNotFound, StoreUnusable
 from hpcpod.frozen import replace
@@ -73,7 +74,7 @@ _MAX_BYTES = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Suggesting)
 def image() -> None:
     """Unpack, verify and keep images."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 
 from hpcpod.frozen import frozen
-from hpcpod.log import shown
+from hpcpod.log import counted, shown
 from hpcpod.log import size as shown_size
 
 BASELINE = (5, 14)
@@ -213,7 +213,7 @@ def _site(facts: NodeFacts) -> Iterator[Finding]:
         message = f"{where}: {shown(facts.site.problem)}: users' own stores are used"
         yield Finding("site store", Level.WARN, message, "hpcpod image pull --site REF, as root")
     else:
-        message = f"{where} ({facts.site.images} images, {facts.site.mounted} mounted)"
+        message = f"{where} ({counted(facts.site.images, 'image')}, {facts.site.mounted} mounted)"
         yield Finding("site store", Level.OK, message)
     if facts.site.disk:
         message = f"{shown(facts.site.run)} is on {shown(facts.site.disk)}, not in memory: root cannot use it"
@@ -280,9 +280,10 @@ def _slurm(facts: NodeFacts) -> Iterator[Finding]:
     elif facts.pmi is not None:
         for kind, family in (("pmi2", "MPICH"), ("pmix", "Open MPI")):
             if any(name == kind or name.startswith(f"{kind}_") for name in facts.pmi):
-                yield Finding("Slurm", Level.OK, f"serves {kind}, for images with {family}")
+                loads = ", if its plugin finds libpmix (a start shows that)" if kind == "pmix" else ""
+                yield Finding("Slurm", Level.OK, f"lists {kind}, for images with {family}{loads}")
             else:
                 mend = f"install Slurm's mpi/{kind} plugin"
                 yield Finding(
-                    "Slurm", Level.WARN, f"serves no {kind}: images with {family} run on one node only", mend
+                    "Slurm", Level.WARN, f"lists no {kind}: images with {family} run on one node only", mend
                 )

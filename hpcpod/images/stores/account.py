@@ -169,6 +169,6 @@ def _result(raw: bytes, account: Account) -> object:
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HpcpodError)
     ]
     kind = next((kind for kind in kinds if kind.slug == slug), HpcpodError)
-    if not hint and "EACCES" in message:
-        hint = f"uid {account.uid} reads it, not root"
+    if "EACCES" in message:
+        hint = f"uid {account.uid} reads it, not root" + (f"; {hint}" if hint else "")
     raise kind(message, hint=hint or None)

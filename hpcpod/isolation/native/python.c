@@ -48,7 +48,7 @@ static void use_all_cores(void)
 static int python_fault(const char *python, struct fault *f)
 {
 	fail_errno(f, "installation", "%s", python);
-	fault_hint(f, "every user must be able to reach it: is it a link into somebody's home directory?");
+	fault_hint(f, "every user must be able to reach it: is it a link into somebody's home directory, or was it installed with umask 077?");
 	return -1;
 }
 

@@ -115,6 +115,18 @@ def test_units_of_max_bytes(user: Account, reference: str) -> None:
         assert done.returncode == status, (text, done.stderr)
 
 
+@pytest.mark.needs("root", "plain")
+@pytest.mark.parametrize("closed", ["", "index.json", "blobs"])
+def test_an_image_that_only_its_owner_reads(user: Account, tmp_path: Path, closed: str) -> None:
+    """As umoci writes it, run by root."""
+    layout = user.home.parent / "by-root"
+    write_layout(layout, GOOD)
+    (layout / closed).chmod(0)
+    done = run(user, "pull", *AMD64, f"oci:{layout}")
+    assert done.returncode == 125 and "may not be read (EACCES) [image-not-found]" in done.stderr
+    assert f"hint: its owner, uid 0, opens it to others: chmod -R a+rX {layout}" in done.stderr
+
+
 def test_pull_prints_the_digest(user: Account, reference: str) -> None:
     done = run(user, "pull", *AMD64, reference)
     assert done.stdout == f"{digest(GOOD.blobs()[0])}\n"
