@@ -35,7 +35,9 @@ def test_what_is_wrong_with_a_place_is_named(variable: str, find: Find, tmp_path
     assert said(variable, find, tmp_path / "open") == "mode 1777, expected 0700: others could enter"
     assert said(variable, find, tmp_path / "file") == "not a directory"
     assert said(variable, find, tmp_path / "link") == "a symbolic link, not a directory"
-    assert said(variable, find, tmp_path / "none" / "x") == "cannot be made: no such file or directory (ENOENT)"
+    assert (
+        said(variable, find, tmp_path / "none" / "x") == "cannot be made: no such file or directory (ENOENT)"
+    )
     assert said(variable, find, tmp_path / "file" / "x").startswith("cannot be ")
     mine = os.getuid()
     theirs = said(variable, find, tmp_path / "own", mine + 1)
