@@ -90,6 +90,7 @@ class NodeFacts:
     attempt to make a pod's namespaces and a writable layer in them, empty for success.  pmi: what
     ``srun --mpi=list`` offers, None where there is no srun; pmi_problem: why it could not be asked.
     site: None where the site has no store; settings_problem: what is wrong with hpcpod.toml, or empty.
+    gpg: whether the program is there that checks OpenPGP signatures.
     """
 
     release: str
@@ -103,6 +104,7 @@ class NodeFacts:
     packing: Packing = Packing()
     site: SiteFacts | None = None
     settings_problem: str = ""
+    gpg: bool = True
 
 
 def findings(facts: NodeFacts) -> tuple[Finding, ...]:
@@ -116,6 +118,7 @@ def findings(facts: NodeFacts) -> tuple[Finding, ...]:
         _store(facts.store),
         *_site(facts),
         *_packed(facts.packing),
+        _gpg(facts),
         *_slurm(facts),
     )
 
@@ -271,6 +274,13 @@ def _fuse(packing: Packing) -> Finding:
         return Finding("FUSE", Level.WARN, message, "a squashfuse built with --enable-multithreading")
     several = ", with several threads" if packing.threads else ""
     return Finding("FUSE", Level.OK, f"squashfuse_ll shows users' squashfs images{several}")
+
+
+def _gpg(facts: NodeFacts) -> Finding:
+    if facts.gpg:
+        return Finding("signatures", Level.OK, "gpg is there for those of OpenPGP, cosign's need no program")
+    lost = "an image that a policy wants signed by OpenPGP is refused; cosign's signatures need no program"
+    return Finding("signatures", Level.WARN, f"gpg is not installed: {lost}", "install gnupg")
 
 
 def _slurm(facts: NodeFacts) -> Iterator[Finding]:

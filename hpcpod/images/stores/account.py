@@ -45,7 +45,8 @@ def find_account(name: str) -> Account:
         if not number or not 0 < int(name) <= _HIGHEST:
             raise StoreUnusable(
                 f"site store: account {name}: not known on this node",
-                hint=f"useradd --system --no-create-home {name}, or another [site] account in hpcpod.toml",
+                hint=f"useradd --system --no-create-home --shell /usr/sbin/nologin {name}, "
+                "or another [site] account in hpcpod.toml",
             ) from None
         found = Account(int(name), int(name))
     if found.uid == 0 or found.gid == 0:
