@@ -9,7 +9,6 @@ import signal
 TYPE_CHECKING = False  # importing types would be part of every preparation's start (docs/adr/0005)
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import NoReturn
 
 _DEFAULTS = {
     signal.SIGINT: signal.default_int_handler,
@@ -26,8 +25,18 @@ class Stopped(SystemExit):
         self.number = number
 
 
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    raise Stopped(number)
+_stopped: list[int] = []
+"""The signal that is being obeyed."""
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Stop at the first; those that follow would interrupt the clearing up.
+
+    Several come where a scheduler or a terminal tells the front and this process, and the front does, too.
+    """
+    if not _stopped:
+        _stopped.append(number)
+        raise Stopped(number)
 
 
 def clear_up_on_signals() -> None:
