@@ -34,6 +34,30 @@ def _own_directory(path: str, uid: int, *, create: bool) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == uid and not status.st_mode & 0o077
 
 
+def _why_not_made(path: str) -> str:
+    try:
+        os.mkdir(path, 0o700)
+    except OSError as error:
+        code = errno.errorcode.get(error.errno or 0, "error")
+        return f"cannot be made: {os.strerror(error.errno or 0).lower()} ({code})"
+    return "was not there a moment ago"
+
+
+def _trouble(path: str, uid: int) -> str:
+    """Why path is no directory of ours that nobody else can enter."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return _why_not_made(path)
+    except OSError as error:
+        return f"cannot be looked at: {os.strerror(error.errno or 0).lower()}"
+    if not stat.S_ISDIR(status.st_mode):
+        return "a symbolic link, not a directory" if stat.S_ISLNK(status.st_mode) else "not a directory"
+    if status.st_uid != uid:
+        return f"of uid {status.st_uid}, expected {uid}, who runs this"
+    return f"mode {status.st_mode & 0o7777:04o}, expected 0700: others could enter"
+
+
 def _first_own(base: str, uid: int, *, create: bool) -> str | None:
     names = [base, *(f"{base}.{n}" for n in range(1, ATTEMPTS))]
     return next((name for name in names if _own_directory(name, uid, create=create)), None)
@@ -50,7 +74,7 @@ def runtime_directory(environment: Mapping[str, str], uid: int) -> str:
         if _own_directory(given, uid, create=True):
             return given
         raise StoreUnusable(
-            f"run-time directory {given}: not a directory of uid {uid} with mode 0700",
+            f"run-time directory {given}: {_trouble(given, uid)}",
             hint="choose another with HPCPOD_RUNTIME, on tmpfs",
         )
     site = f"/run/hpcpod/{uid}"
@@ -70,7 +94,7 @@ def _no_store(path: str, uid: int) -> HpcpodError:
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
-        reason = f"not a directory of uid {uid} with mode 0700"
+        reason = _trouble(path, uid)
     except OSError as error:
         code = errno.errorcode.get(error.errno or 0, "error")
         reason = f"cannot be made: {os.strerror(error.errno or 0).lower()} ({code})"
@@ -101,7 +125,7 @@ def store_directory(environment: Mapping[str, str], uid: int) -> str:
             )
         if _own_directory(os.path.abspath(given), uid, create=True):
             return os.path.abspath(given)
-        raise _no_store(given, uid)
+        raise _no_store(os.path.abspath(given), uid)
     found = _first_own(f"/var/tmp/hpcpod-{uid}", uid, create=True)
     if found is None:
         if isinstance(why := _no_store(f"/var/tmp/hpcpod-{uid}", uid), StoreFull):

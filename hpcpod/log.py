@@ -25,6 +25,7 @@ BAR_WIDTH = 30
 SHOWN_MAX = 200
 UNBOUNDED = 1 << 62
 """Bytes of a disk that nobody counts."""
+UNIT = 1024
 
 
 def shown(name: str | bytes) -> str:
@@ -45,12 +46,17 @@ def _escaped(character: str) -> str:
 
 
 def size(count: float) -> str:
-    """A number of bytes for people: ``145.2 MB`` (decimal units, as disks are sold)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
+    """A number of bytes for people: ``145.2 MiB``, in powers of 1024, as sizes are read (sizes.py)."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < UNIT:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+        count /= UNIT
+    return f"{count:.1f} TiB"
+
+
+def counted(number: int, what: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 class Progress(Protocol):

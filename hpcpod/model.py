@@ -180,6 +180,7 @@ class VerifiedImage:
 
     digest: of the image manifest, ``sha256:…``.
     reference: as the user wrote it.
+    place: which entry of which store it is, ``MAJOR:MINOR:INODE`` of its directory.
     """
 
     reference: str
@@ -188,6 +189,12 @@ class VerifiedImage:
     platform: Platform
     config: ImageConfig
     inside: ImageFacts = ImageFacts()
+    place: str = ""
+
+
+def mark_of(digest: str, place: str) -> str:
+    """What mount tables say of an image's entry, where a mount has no path to be known by."""
+    return f"{digest}@{place}"
 
 
 @frozen

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from hpcpod.errors import SystemRefused, UsageError
 from hpcpod.frozen import frozen
 from hpcpod.model import FileStamp
-from hpcpod.sizes import is_number, parse_size
+from hpcpod.sizes import QUOTA_LEAST, is_number, parse_bytes, parse_size
 
 PATH = "/etc/hpcpod/hpcpod.toml"
 _LONGEST = 1 << 20
@@ -59,6 +59,11 @@ class Settings:
     user_unsigned: str = "accept"
     stamp: FileStamp | None = None
 
+
+SIZES = (
+    "bytes_out", "file_bytes", "names_bytes", "header_bytes", "json_bytes", "zstd_window", "config_bytes"
+)  # fmt: skip
+"""Limits that are sizes; the others are counts, or lengths of names, for which small numbers are right."""
 
 _KEYS = {
     "store": ("rootfs", "high", "low"),
@@ -196,14 +201,12 @@ class _Reader:
             if not is_number(number) or not 0 < int(number) <= _PERCENT:
                 raise self.wrong(table, "quota", "a size such as 200G, or a percentage such as 40%")
             return Quota(percent=int(number))
-        bound = parse_size(text, f"configuration {self._path}: [{table}] quota")
-        if bound == 0:
-            raise self.wrong(table, "quota", "a size above 0")
-        return Quota(bytes=bound)
+        return Quota(bytes=parse_bytes(text, f"configuration {self._path}: [{table}] quota", QUOTA_LEAST))
 
     def limits(self) -> tuple[tuple[str, int], ...]:
         found = []
         for key in self._tables.get("limits", {}):
             text = str(self.value("limits", key, 0, (str, int)))
-            found.append((key, parse_size(text, f"configuration {self._path}: [limits] {key}")))
+            parse = parse_bytes if key in SIZES else parse_size
+            found.append((key, parse(text, f"configuration {self._path}: [limits] {key}")))
         return tuple(found)

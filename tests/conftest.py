@@ -25,6 +25,7 @@ if str(ROOT) not in sys.path:
 
 import hpcpod  # noqa: E402
 from tests import needs  # noqa: E402
+from tests.testbed.signals import keep_from_children  # noqa: E402
 
 PACKAGES = str(Path(hpcpod.__file__).resolve().parent.parent)
 """Where the package under test lies; unlike ROOT, every user can go there."""
@@ -59,6 +60,7 @@ def _required(config: pytest.Config) -> set[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    keep_from_children()
     unknown = sorted(_required(config) - needs.PROBES.keys() - {"all"})
     if unknown:
         raise pytest.UsageError(f"--require: no such need: {', '.join(unknown)}; see tests/needs.py")

@@ -11,6 +11,7 @@ from hpcpod import config
 from hpcpod.images.stores import store
 from hpcpod.images.stores.destination import sweep_announced
 from hpcpod.launcher.sweep import sweep
+from hpcpod.log import counted
 
 
 @click.command(short_help="Remove what killed commands left on this node.")
@@ -25,4 +26,4 @@ def gc() -> None:
     removed = sweep(config.runtime_directory(os.environ, uid))
     removed += sweep_announced(f"{config.runtime_directory(os.environ, uid)}/unpacking")
     removed += store.sweep(config.store_directory(os.environ, uid))
-    click.echo(f"removed {removed} leftovers" if removed else "nothing to remove")
+    click.echo(f"removed {counted(removed, 'leftover')}" if removed else "nothing to remove")

@@ -23,6 +23,7 @@ from hpcpod.cli.image_store import (
     verify,
     why,
 )
+from hpcpod.cli.suggest import Suggesting
 from hpcpod.config import runtime_directory
 from hpcpod.errors import ImageNotFound, StoreUnusable
 from hpcpod.frozen import replace
@@ -45,7 +46,7 @@ from hpcpod.images.trust.gates import gates as read_gates
 from hpcpod.log import Progress, StderrProgress, shown, size
 from hpcpod.model import Form, Platform, Pull
 from hpcpod.settings import read_settings
-from hpcpod.sizes import parse_size
+from hpcpod.sizes import parse_bytes
 
 SHORT = 19
 """Characters of a digest in tables: sha256: and 12 digits."""
@@ -73,7 +74,7 @@ _MAX_BYTES = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Suggesting)
 def image() -> None:
     """Unpack, verify and keep images."""
 
@@ -82,7 +83,7 @@ def _limits(max_bytes: str | None = None) -> Limits:
     limits = configured(read_settings(os.environ))
     if max_bytes is None:
         return limits
-    return replace(limits, bytes_out=parse_size(max_bytes, "option --max-bytes"))
+    return replace(limits, bytes_out=parse_bytes(max_bytes, "option --max-bytes"))
 
 
 def _platform(text: str | None) -> Platform:

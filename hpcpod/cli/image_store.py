@@ -30,7 +30,7 @@ from hpcpod.images.stores.upkeep import unpin as unpin_image
 from hpcpod.images.stores.verify import Verdict, damaged
 from hpcpod.images.stores.verify import verify as verify_entry
 from hpcpod.launcher.sweep import sweep as sweep_runtime
-from hpcpod.log import StderrProgress, shown, size
+from hpcpod.log import StderrProgress, counted, shown, size
 from hpcpod.model import Pull
 from hpcpod.settings import Settings, read_settings
 
@@ -83,24 +83,20 @@ def gc(everything: bool, site: bool) -> None:
     removed = _remove_unused(store, progress) if everything else collect.enforce(store, settings, progress)
     forget(store, {image.digest for each in {*stores(), store} for image in each.all()})
     freed = size(sum(image.disk for image in removed))
-    said = f"removed {_counted(len(removed), 'image')}, {freed}" if removed else "no image had to go"
-    click.echo(f"{said}; removed {_counted(leftovers, 'leftover')}" if leftovers else said)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    said = f"removed {counted(len(removed), 'image')}, {freed}" if removed else "no image had to go"
+    click.echo(f"{said}; removed {counted(leftovers, 'leftover')}" if leftovers else said)
 
 
 def _remove_unused(store: Store, progress: StderrProgress) -> list[StoredImage]:
     removed = []
     for candidate in collect.candidates(store):
         if candidate.kept:
-            progress.note(f"kept {candidate.image.name[:SHORT]}: {candidate.kept}")
+            progress.note(f"kept {candidate.image.digest[:SHORT]}: {candidate.kept}")
             continue
         try:
             remove_entry(store, candidate.image)
         except HpcpodError as error:  # came into use meanwhile
-            progress.note(f"kept {candidate.image.name[:SHORT]}: {error.message}")
+            progress.note(f"kept {candidate.image.digest[:SHORT]}: {error.message}")
         else:
             removed.append(candidate.image)
     return removed
@@ -108,10 +104,6 @@ def _remove_unused(store: Store, progress: StderrProgress) -> list[StoredImage]:
 
 SHORT = 19
 """Characters of a digest in tables: sha256: and 12 digits."""
-
-
-def _count(images: Sequence[object]) -> str:
-    return f"{len(images)} image{'' if len(images) == 1 else 's'}"
 
 
 @click.command()
@@ -129,9 +121,8 @@ def df(as_json: bool) -> None:
         quota = f"quota {size(limit)} ({held / limit:.0%})" if limit else "no quota"
         free = f"{size(status.f_bavail * status.f_frsize)} free"
         kind = "site" if store.site else "user"
-        click.echo(
-            f"{kind} store {shown(store.directory)}: {size(held)} in {_count(images)}, {quota}, {free}"
-        )
+        number = counted(len(images), "image")
+        click.echo(f"{kind} store {shown(store.directory)}: {size(held)} in {number}, {quota}, {free}")
         rows = [("  DIGEST", "FORM", "DISK", "LAST USED", "KEPT", "REFERENCE")]
         for candidate in sorted(images, key=lambda c: c.used):
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(candidate.used))
@@ -324,7 +315,7 @@ def umount(name: str | None, lease: str, everything: bool) -> None:
         found = find_stored(store, name, configured(settings))
         others = sorted({holder for image in found for holder in usage.leases(store, image)})
         if lease not in others:
-            named = f"; mounted for {', '.join(others)}" if others else ""
+            named = f"; leased by {', '.join(others)}" if others else ""
             StderrProgress().note(f"no lease {shown(lease)} on {shown(name)}{named}")
         released = [entry for image in found for entry in mounts.release(store, lease, image.name)]
     for entry in released:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+from hpcpod.cli.suggest import Suggesting
 from hpcpod.errors import EXIT_HPCPOD, HpcpodError, as_hpcpod_error
 from hpcpod.launcher.signals import clear_up_on_signals
 
@@ -28,7 +29,7 @@ _COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
+class _Lazy(Suggesting):
     """A group that imports a command when it is used: `hpcpod report` need not load the image reader."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -40,6 +41,14 @@ class _Lazy(click.Group):
         module, name = _COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def guess(self, ctx: click.Context, word: str) -> str:
+        """As its base; `pull`, `rm` and their like are words of `image`."""
+        group = self.get_command(ctx, "image")
+        if isinstance(group, Suggesting) and not (near := super().guess(ctx, word)):
+            near = group.guess(ctx, word)
+            return f"image {near}" if near else ""
+        return near
 
     def invoke(self, ctx: click.Context) -> object:
         """As its base, but a closed pipe ends the command by status 141, as SIGPIPE would; click says 1."""

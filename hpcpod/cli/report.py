@@ -26,8 +26,10 @@ NAMED = 5
 def report(as_json: bool, raw: bool, events: tuple[str, ...]) -> None:
     """Show how long each phase of a start took, and the slowest rank.
 
-    Without an argument: the latest start on this node.  Events stay on the node where a rank ran; to merge
-    those of all nodes, at the end of the job's script:
+    Without an argument: the latest start on this node.  SCOPE is the name of a set of ranks that started
+    together: slurm-JOB.STEP, mpiexec-PID, or local-TIME-PID of a run without a scheduler.
+
+    Events stay on the node where a rank ran; to merge those of all nodes, at the end of the job's script:
 
         srun -n "$SLURM_NNODES" --ntasks-per-node=1 hpcpod report --raw JOB.0 | hpcpod report -
     """

@@ -66,12 +66,21 @@ def _explain(words: tuple[str, ...]) -> None:
     raise UsageError("run: started without the front", hint="run the installed command hpcpod, not python -m")
 
 
+def _asks_for_help(words: list[str]) -> bool:
+    """Whether --help or -h is among the options; behind the image they are the program's."""
+    try:
+        values, _ = split_words(words, (*PLAN_OPTIONS, Option("help", "", short="h")))
+    except UsageError:  # said where it is looked at
+        return words[:1] in (["--help"], ["-h"])
+    return "help" in values
+
+
 class _RunCommand(click.Command):
     """Help by click; everything else by the one parser that knows the table."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args[:1] in (["--help"], ["-h"]):
-            return super().parse_args(ctx, args)
+        if _asks_for_help(args):
+            return super().parse_args(ctx, ["--help"])
         ctx.params["words"] = tuple(args)
         return []
 

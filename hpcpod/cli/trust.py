@@ -10,6 +10,7 @@ import time
 
 import click
 
+from hpcpod.cli.suggest import Suggesting
 from hpcpod.errors import UsageError
 from hpcpod.images.limits import configured
 from hpcpod.images.sources.access import Access
@@ -41,7 +42,7 @@ _YES = click.option("--yes", is_flag=True, help="Do not ask: the fingerprints we
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
-@click.group()
+@click.group(cls=Suggesting)
 def trust() -> None:
     """Say whose signatures make images trusted; explain what is accepted and why.
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 
 from hpcpod.frozen import frozen
-from hpcpod.log import shown
+from hpcpod.log import counted, shown
 from hpcpod.log import size as shown_size
 
 BASELINE = (5, 14)
 """Linux of RHEL 9, the oldest that is tested."""
-MIN_FREE = 5 * 10**9
+MIN_FREE = 5 << 30
 """Bytes: an image of a usual size, unpacked."""
 SHARED_TYPES = frozenset(
     ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "panfs", "cifs", "smb3", "afs", "9p", "fuse.sshfs")
@@ -90,6 +90,7 @@ class NodeFacts:
     attempt to make a pod's namespaces and a writable layer in them, empty for success.  pmi: what
     ``srun --mpi=list`` offers, None where there is no srun; pmi_problem: why it could not be asked.
     site: None where the site has no store; settings_problem: what is wrong with hpcpod.toml, or empty.
+    gpg: whether the program is there that checks OpenPGP signatures.
     """
 
     release: str
@@ -103,6 +104,7 @@ class NodeFacts:
     packing: Packing = Packing()
     site: SiteFacts | None = None
     settings_problem: str = ""
+    gpg: bool = True
 
 
 def findings(facts: NodeFacts) -> tuple[Finding, ...]:
@@ -116,6 +118,7 @@ def findings(facts: NodeFacts) -> tuple[Finding, ...]:
         _store(facts.store),
         *_site(facts),
         *_packed(facts.packing),
+        _gpg(facts),
         *_slurm(facts),
     )
 
@@ -213,7 +216,7 @@ def _site(facts: NodeFacts) -> Iterator[Finding]:
         message = f"{where}: {shown(facts.site.problem)}: users' own stores are used"
         yield Finding("site store", Level.WARN, message, "hpcpod image pull --site REF, as root")
     else:
-        message = f"{where} ({facts.site.images} images, {facts.site.mounted} mounted)"
+        message = f"{where} ({counted(facts.site.images, 'image')}, {facts.site.mounted} mounted)"
         yield Finding("site store", Level.OK, message)
     if facts.site.disk:
         message = f"{shown(facts.site.run)} is on {shown(facts.site.disk)}, not in memory: root cannot use it"
@@ -273,6 +276,13 @@ def _fuse(packing: Packing) -> Finding:
     return Finding("FUSE", Level.OK, f"squashfuse_ll shows users' squashfs images{several}")
 
 
+def _gpg(facts: NodeFacts) -> Finding:
+    if facts.gpg:
+        return Finding("signatures", Level.OK, "gpg is there for those of OpenPGP, cosign's need no program")
+    lost = "an image that a policy wants signed by OpenPGP is refused; cosign's signatures need no program"
+    return Finding("signatures", Level.WARN, f"gpg is not installed: {lost}", "install gnupg")
+
+
 def _slurm(facts: NodeFacts) -> Iterator[Finding]:
     if facts.pmi_problem:
         why = f"no cluster answers ({shown(facts.pmi_problem)}); not needed for runs without Slurm"
@@ -280,9 +290,10 @@ def _slurm(facts: NodeFacts) -> Iterator[Finding]:
     elif facts.pmi is not None:
         for kind, family in (("pmi2", "MPICH"), ("pmix", "Open MPI")):
             if any(name == kind or name.startswith(f"{kind}_") for name in facts.pmi):
-                yield Finding("Slurm", Level.OK, f"serves {kind}, for images with {family}")
+                loads = ", if its plugin finds libpmix (a start shows that)" if kind == "pmix" else ""
+                yield Finding("Slurm", Level.OK, f"lists {kind}, for images with {family}{loads}")
             else:
                 mend = f"install Slurm's mpi/{kind} plugin"
                 yield Finding(
-                    "Slurm", Level.WARN, f"serves no {kind}: images with {family} run on one node only", mend
+                    "Slurm", Level.WARN, f"lists no {kind}: images with {family} run on one node only", mend
                 )

@@ -33,6 +33,8 @@ _DEMANDED = {
     "pmix": frozenset({PmiKind.PMIX}),
 }
 
+_WITHOUT = "if the program does not use MPI, hpcpod run --mpi=none"
+
 NAMES = {MpiFamily.MPICH: "MPICH", MpiFamily.OPENMPI: "Open MPI"}
 
 
@@ -41,21 +43,30 @@ def accepted(libraries: tuple[MpiLibrary, ...], mode: str, program: ProgramMpi) 
 
     mode: one of MODES.  None for ``--mpi=none``, for a program without MPI, and where the image holds no
     MPI library.  Of a program that may use MPI, any of the image's libraries may be the one, so their
-    kinds are joined.  Raises UsageError for an unknown mode.
+    kinds are joined.  A kind that is demanded stands for what the image does not tell; none at all where
+    the program's MPI is known to speak others.  Raises UsageError for an unknown mode.
     """
+    speakers = () if program.use is MpiUse.NO else program.libraries or libraries
+    kinds = frozenset[PmiKind]().union(*(library.pmi for library in speakers))
     if mode in _DEMANDED:
-        return _DEMANDED[mode]
+        return _DEMANDED[mode] if not kinds or kinds & _DEMANDED[mode] else frozenset()
     if mode not in MODES:
         raise UsageError(f"--mpi: got {shown(mode)}, expected one of {', '.join(MODES)}")
     if mode == "none" or program.use is MpiUse.NO:
         return None
-    kinds = frozenset[PmiKind]().union(*(library.pmi for library in program.libraries or libraries))
     return kinds or None
 
 
 def check(context: StepContext, libraries: tuple[MpiLibrary, ...], mode: str, program: ProgramMpi) -> None:
     """Raise MpiMismatch where the step's ranks would start as worlds of size one, or of a wrong size."""
     kinds = accepted(libraries, mode, program)
+    if kinds is not None and not kinds:
+        speakers = program.libraries or libraries
+        spoken = frozenset[PmiKind]().union(*(library.pmi for library in speakers))
+        raise MpiMismatch(
+            f"MPI of the image: {_described(speakers, spoken)}; --mpi={mode} asks for what it does not speak",
+            hint=f"leave --mpi out, or use an image with another MPI; {_WITHOUT}",
+        )
     if kinds is None or context.ntasks <= 1:
         return
     if not kinds & context.served:
@@ -98,13 +109,12 @@ def _place(context: StepContext) -> str:
 
 
 def _hint(context: StepContext, kinds: frozenset[PmiKind]) -> str:
-    without = "if the program does not use MPI, hpcpod run --mpi=none"
     if context.launcher != "slurm":
-        return f"hpcpod run -n {context.ntasks} uses the image's own mpiexec; {without}"
+        return f"hpcpod run -n {context.ntasks} uses the image's own mpiexec; {_WITHOUT}"
     if _by_mpiexec(context):
-        return f"start the ranks with srun, or with an mpiexec of the image's family; {without}"
+        return f"start the ranks with srun, or with an mpiexec of the image's family; {_WITHOUT}"
     ways = [f"srun --mpi={kind.value}" for kind in (PmiKind.PMI2, PmiKind.PMIX) if kind in kinds]
-    return f"{' or '.join(ways)} starts this image's MPI (srun --mpi=list shows what there is); {without}"
+    return f"{' or '.join(ways)} starts this image's MPI (srun --mpi=list shows what there is); {_WITHOUT}"
 
 
 def wiring(environment: Mapping[str, str]) -> tuple[EnvOp, ...]:
@@ -150,6 +160,17 @@ _OPEN_MPI_ROOT = tuple(
     for suffix in ("", "_CONFIRM")
 )
 """Uid 0 of a pod is the user's own uid; both words are needed, Open MPI 4 and 5 read different ones."""
+
+
+def check_local(mode: str, mpiexec: Mpiexec, libraries: tuple[MpiLibrary, ...]) -> None:
+    """Raise MpiMismatch where the image's mpiexec serves its ranks another kind than is demanded."""
+    spoken = frozenset[PmiKind]().union(*(each.pmi for each in libraries if each.family is mpiexec.family))
+    if mode in _DEMANDED and spoken and not spoken & _DEMANDED[mode]:
+        raise MpiMismatch(
+            f"mpiexec of the image: {NAMES[mpiexec.family]} ({shown(mpiexec.path)}) serves {_kinds(spoken)}; "
+            f"--mpi={mode} asks for what it does not serve",
+            hint="leave --mpi out: without a scheduler the ranks get what the image's own mpiexec serves",
+        )
 
 
 def local_launch(mpiexec: Mpiexec, ranks: int, uid: int) -> LocalLaunch:

@@ -17,6 +17,7 @@ from hpcpod.images.stores import devmapper, fsverity
 from hpcpod.images.stores.site import disk_of
 from hpcpod.images.stores.store import is_mounted, open_site
 from hpcpod.images.stores.tools import kernel_knows, program, squashfuse
+from hpcpod.images.trust.gpg import gpg_program
 from hpcpod.launcher.doctor import NodeFacts, Packing, Place, SiteFacts
 from hpcpod.model import Form
 from hpcpod.settings import Settings, read_settings
@@ -243,4 +244,5 @@ def read_node(environment: Mapping[str, str], uid: int) -> NodeFacts:
         packing=_packing(store.path),
         site=_site(settings),
         settings_problem=settings_problem,
+        gpg=bool(gpg_program()),
     )

@@ -62,13 +62,13 @@ RUN_OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "writable-size",
-        "Size of that layer (default: 256M); implies --writable.",
+        "Size of that layer, such as 512M or 2G (default: 256M); implies --writable.",
         metavar="SIZE",
     ),
     Option("no-home", "Do not bind the home directory."),
     Option(
         "shm-size",
-        "Size of the pod's /dev/shm (default: half of the node's memory).",
+        "Size of the pod's /dev/shm, such as 512M or 2G (default: half of the node's memory).",
         metavar="SIZE",
     ),
     Option(

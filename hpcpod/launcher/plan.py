@@ -101,6 +101,7 @@ def _local_launch(
             f"image {image.reference}: has no mpiexec to start {request.ntasks} ranks with",
             hint="without a scheduler the ranks are started by the image's own MPI (mpich or openmpi)",
         )
+    mpi.check_local(request.mpi, facts.mpiexec[0], facts.mpi)
     launch = mpi.local_launch(facts.mpiexec[0], request.ntasks, uid)
     ntasks = EnvSet("HPCPOD_NTASKS", str(request.ntasks))
     return (*launch.words, STUB, "--rank"), (*launch.environment, ntasks)

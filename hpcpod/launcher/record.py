@@ -27,6 +27,7 @@ from hpcpod.model import (
     Shield,
     Tmpfs,
     Tree,
+    mark_of,
 )
 
 TYPE_CHECKING = False  # importing typing would be a sixth of a preparation's start (docs/adr/0005)
@@ -126,7 +127,9 @@ def record_bytes(plan: NodePlan, rootfs: FileStamp) -> bytes:
 
     Raises ImageInvalid when a word holds a NUL (only an image's configuration could bring one).
     """
-    words: Words = ["hpcpod-record", VERSION, "reference", plan.image.reference, "digest", plan.image.digest]
+    image = plan.image
+    words: Words = ["hpcpod-record", VERSION, "reference", image.reference]
+    words += ["digest", mark_of(image.digest, image.place)]
     for stamp in plan.guards:
         words += _guard(stamp)
     words += _root(plan.pod.rootfs, rootfs)

@@ -14,6 +14,8 @@ from hpcpod.launcher.events import Event, EventMalformed, directory, parse_line
 from hpcpod.log import shown
 
 SUFFIX = ".jsonl"
+SCOPES = 8
+"""Scopes that a hint names."""
 LOCAL = ("local.old.jsonl", "local.jsonl")
 """Runs outside a scheduler share these two files (native/events.c)."""
 
@@ -86,11 +88,20 @@ def _named(folder: str, word: str) -> list[Line]:
             lines = _of_scopes(read_lines(path), word)
             found += lines if any(line.event for line in lines) else []
     if not found:
-        raise ReportEmpty(
-            f"start-up events of {shown(word)}: none in {folder}",
-            hint="events stay on the nodes where the ranks ran: run `hpcpod report` there, as the same user",
-        )
+        raise ReportEmpty(f"start-up events of {shown(word)}: none in {folder}", hint=_what_there_is(folder))
     return found
+
+
+def _what_there_is(folder: str) -> str:
+    """The scopes of this node that a report can be of, the latest first."""
+    paths = reversed(_files(folder) if os.path.isdir(folder) else [])
+    events = (line.event for path in paths for line in reversed(read_lines(path)))
+    scopes = list(dict.fromkeys(event.origin.scope for event in events if event is not None))
+    stay = "events stay on the nodes where the ranks ran: run `hpcpod report` there, as the same user"
+    if not scopes:
+        return stay
+    more = f" and {len(scopes) - SCOPES} more" if len(scopes) > SCOPES else ""
+    return f"here are {', '.join(map(shown, scopes[:SCOPES]))}{more}; {stay}"
 
 
 def _latest(folder: str) -> list[Line]:

@@ -10,7 +10,7 @@ from hpcpod.frozen import frozen
 from hpcpod.images.sources.checks import parse_checks
 from hpcpod.launcher import mpi
 from hpcpod.launcher.options import RUN_OPTIONS, Option
-from hpcpod.sizes import is_number, parse_size
+from hpcpod.sizes import LAYER_LEAST, is_number, parse_bytes
 
 REQUEST_VARIABLES: tuple[str, ...] = (
     "HOME",
@@ -133,9 +133,8 @@ def parse_request(
         return values[name][-1] if name in values else None
 
     size = last("writable-size")
-    writable = parse_size(size, "option --writable-size") if size else None
-    if writable == 0:  # a memory file system of size 0 has no limit: tmpfs(5)
-        raise UsageError("option --writable-size 0: not a positive size")
+    # A memory file system of size 0 has no limit: tmpfs(5).
+    writable = parse_bytes(size, "option --writable-size", LAYER_LEAST) if size else None
     if writable is None and "writable" in values:
         writable = WRITABLE_DEFAULT
     ntasks, shm = last("ntasks"), last("shm-size")
@@ -148,7 +147,7 @@ def parse_request(
         mpi=_choice(last("mpi") or environment.get("HPCPOD_MPI") or "auto", "mpi", mpi.MODES),
         writable=writable,
         home="no-home" not in values,
-        shm_size=parse_size(shm, "option --shm-size") if shm else 0,
+        shm_size=parse_bytes(shm, "option --shm-size", LAYER_LEAST) if shm else 0,
         seccomp=_choice(last("seccomp") or "default", "seccomp", ("default", "none")) == "default",
         platform=last("platform"),
         rootfs=_choice(last("rootfs") or "auto", "rootfs", ROOTFS),

@@ -9,7 +9,6 @@ import signal
 TYPE_CHECKING = False  # importing types would be part of every preparation's start (docs/adr/0005)
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import NoReturn
 
 _DEFAULTS = {
     signal.SIGINT: signal.default_int_handler,
@@ -26,12 +25,27 @@ class Stopped(SystemExit):
         self.number = number
 
 
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    raise Stopped(number)
+_stopped: list[int] = []
+"""The signal that is being obeyed."""
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Stop at the first; those that follow would interrupt the clearing up.
+
+    Several come where a scheduler or a terminal tells the front and this process, and the front does, too.
+    """
+    if not _stopped:
+        _stopped.append(number)
+        raise Stopped(number)
 
 
 def clear_up_on_signals() -> None:
-    """Let SIGINT, SIGTERM and SIGHUP raise Stopped; one that is ignored (nohup(1)) or handled stays so."""
+    """Let SIGINT, SIGTERM and SIGHUP raise Stopped; one that is ignored (nohup(1)) or handled stays so.
+
+    SIGCHLD is no such wish: who ignores it is told of no exit status (wait(2)), and subprocess makes 0 of
+    that: a program that failed, or a signature that gpg refuses, would pass.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, default in _DEFAULTS.items():
         if signal.getsignal(number) is default:
             signal.signal(number, _stop)

@@ -143,12 +143,26 @@ def _unreadable(path: str, error: OSError) -> HpcpodError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return ImageNotFound(f"{shown(path)}: not there ({code})")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return ImageNotFound(f"{shown(path)}: may not be read ({code})")
+        return ImageNotFound(f"{shown(path)}: may not be read ({code})", hint=_how_to_open(path))
     if error.errno == errno.ENXIO:
         return ImageInvalid(f"{shown(path)}: not a regular file ({code})")
     if error.errno in _NODE:
         return SystemRefused(f"{shown(path)}: cannot be read ({code})")
     return ImageInvalid(f"{shown(path)}: cannot be read ({code})")
+
+
+def _how_to_open(path: str) -> str | None:
+    """What its owner does, so that others may read it: umoci, run by root, lets nobody else."""
+    where = path[path.find("/") :] if "/" in path else ""
+    while where and where != "/":
+        try:
+            owner = os.stat(where).st_uid
+        except OSError:  # behind what is closed
+            where = os.path.dirname(where)
+        else:
+            closed = where if os.path.isdir(where) else os.path.dirname(where)
+            return f"its owner, uid {owner}, opens it to others: chmod -R a+rX {shown(closed)}"
+    return None
 
 
 class DirectoryLayout:

@@ -45,7 +45,8 @@ def find_account(name: str) -> Account:
         if not number or not 0 < int(name) <= _HIGHEST:
             raise StoreUnusable(
                 f"site store: account {name}: not known on this node",
-                hint=f"useradd --system --no-create-home {name}, or another [site] account in hpcpod.toml",
+                hint=f"useradd --system --no-create-home --shell /usr/sbin/nologin {name}, "
+                "or another [site] account in hpcpod.toml",
             ) from None
         found = Account(int(name), int(name))
     if found.uid == 0 or found.gid == 0:
@@ -169,6 +170,6 @@ def _result(raw: bytes, account: Account) -> object:
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HpcpodError)
     ]
     kind = next((kind for kind in kinds if kind.slug == slug), HpcpodError)
-    if not hint and "EACCES" in message:
-        hint = f"uid {account.uid} reads it, not root"
+    if "EACCES" in message:
+        hint = f"uid {account.uid} reads it, not root" + (f"; {hint}" if hint else "")
     raise kind(message, hint=hint or None)

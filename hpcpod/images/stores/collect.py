@@ -69,7 +69,7 @@ def kept_because(store: Store, image: StoredImage, mounted: usage.Mounted) -> st
     reasons = ["pinned"] if usage.is_pinned(store, image) else []
     holders = usage.leases(store, image)
     if holders:
-        reasons.append(f"mounted for {', '.join(holders)}")
+        reasons.append(f"leased by {', '.join(holders)}")
     user = None if reasons else usage.user_of(store, image, mounted)
     if user is not None:
         reasons.append(f"process {user} runs in it")

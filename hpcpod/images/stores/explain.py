@@ -75,7 +75,7 @@ def _present(store: Store, image: StoredImage, order: list[str]) -> dict[str, ob
         "stored": store.content(image.digest, Form(image.form)),
         "digest": image.digest,
         "reference": image.reference,
-        "form": f"{image.form}: {image.why or 'asked for'}",
+        "form": f"{image.form}: {image.why or 'asked for'}, when it was made",
         "made": f"{made}, in {image.seconds:.1f} s",
         "disk": size(image.disk),
         "mounted": _mounted(store, image),

@@ -91,7 +91,11 @@ def choose(wanted: Form | None, facts: FormFacts, preferred: Form | None = None)
     if wanted is not None:
         reason = obstacle(wanted, facts)
         if reason:
-            raise StoreUnusable(f"rootfs {wanted.value}: {reason}", hint="--rootfs=auto takes what is there")
+            package = reason.rpartition("not installed (")[2].rstrip(")") if "not installed" in reason else ""
+            install = f"install {package}; or " if package else ""
+            raise StoreUnusable(
+                f"rootfs {wanted.value}: {reason}", hint=f"{install}--rootfs=auto takes what is there"
+            )
         return wanted, "asked for"
     if preferred is not None and not obstacle(preferred, facts):
         return preferred, "preferred by hpcpod.toml"

@@ -56,7 +56,7 @@ def _refuse_if_leased(store: Store, image: StoredImage) -> None:
     holders = usage.leases(store, image)
     if holders:
         raise ImageInUse(
-            f"image {image.digest}: mounted for {', '.join(holders)}",
+            f"image {image.digest}: leased by {', '.join(holders)}",
             hint=f"hpcpod image umount --lease {holders[0]} {image.digest} releases it",
         )
 

@@ -196,6 +196,7 @@ class Store:
                 return None
             document = parse_config(raw, f"{path}/{CONFIG}", limits)
             inside = from_json(facts)
+            place = place_of(path)
         except (OSError, ImageInvalid, ValueError, KeyError, TypeError, RecursionError):
             return None
         return VerifiedImage(
@@ -205,6 +206,7 @@ class Store:
             platform=document.platform,
             config=document.config,
             inside=inside,
+            place=place,
         )
 
     def is_whole(self, name: str, limits: Limits) -> bool:
@@ -279,6 +281,12 @@ class Store:
         from hpcpod.images.unpacking.tree import remove_tree
 
         remove_tree(path)
+
+
+def place_of(path: str) -> str:
+    """Which directory this is, by whatever path, also when it was moved.  Raises OSError."""
+    status = os.lstat(path)
+    return f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}:{status.st_ino}"
 
 
 def content_name(form: Form) -> str:

@@ -28,8 +28,9 @@ def find_stored(
     Raises ImageNotFound, UsageError (ambiguous), ImageReferenceError.
     """
     images = store.all()
+    short = name.removeprefix("sha256:").removeprefix("sha512:")
+    _check_long_enough(name, short)
     if is_digest(name) or looks_like_digest(name):
-        short = name.removeprefix("sha256:").removeprefix("sha512:")
         found = {image.digest for image in images if image.digest.partition(":")[2].startswith(short)}
     else:
         found = _by_reference(store, images, name, limits, platform)
@@ -41,6 +42,15 @@ def find_stored(
             f"image {shown(name)}: not in the store {store.directory}", hint="hpcpod image list shows what is"
         )
     return tuple(image for image in images if image.digest in found)
+
+
+def _check_long_enough(name: str, digits: str) -> None:
+    """Raise UsageError for what is the beginning of a digest, but of too many."""
+    if digits and len(digits) < SHORTEST and _HEX.issuperset(digits):
+        raise UsageError(
+            f"image {shown(name)}: {len(digits)} digits of a digest, {SHORTEST} or more name an image",
+            hint="hpcpod image list shows them; of an image called so: docker://NAME",
+        )
 
 
 def looks_like_digest(name: str) -> bool:

@@ -3,33 +3,32 @@
 
 from __future__ import annotations
 
-import json
 import os
-import stat
+import re
 from collections.abc import Iterator
 
 from hpcpod.frozen import frozen
-from hpcpod.images.sources.reference import is_digest
-from hpcpod.images.stores.store import FACTS, META, PINNED, Store, StoredImage
-from hpcpod.model import Form
+from hpcpod.images.stores.store import FACTS, PINNED, ROOTFS, Store, StoredImage, content_name, place_of
+from hpcpod.model import Form, mark_of
 
-_ROOT, _DEVICE = 3, 2
+_DEVICE, _ROOT, _POINT = 2, 3, 4
 _LOOP, _MAPPED = "/dev/loop", "/dev/dm-"
-_META_MAX = 1 << 20
-"""Bytes of a meta.json that are read; one of ours has some hundred."""
-_CAREFULLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 @frozen
 class MountLine:
-    """A line of a mount table (proc(5), mountinfo): device ``major:minor``, root, what follows `` - ``.
+    """A line of a mount table (proc(5), mountinfo): device ``major:minor``, root, type, source and options.
 
-    Where the source is a loop device, its file follows.
+    files: where the source is a loop device or one of dm-verity, the files below it.
     """
 
     device: str
     root: str
-    after: str
+    type: str
+    source: str
+    options: str
+    files: tuple[str, ...] = ()
 
 
 @frozen
@@ -64,7 +63,7 @@ def _holds_only(lines: tuple[MountLine, ...]) -> bool:
 
     It has nothing but that mount; where it is used, pods have it too.
     """
-    return len(lines) == 1 and lines[0].after.startswith("fuse.")
+    return len(lines) == 1 and lines[0].type.startswith("fuse.")
 
 
 def _lines(pid: str) -> Iterator[MountLine]:
@@ -72,99 +71,112 @@ def _lines(pid: str) -> Iterator[MountLine]:
         with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 before, _, after = line.partition(" - ")
-                fields = before.split(" ")
-                yield MountLine(fields[_DEVICE], fields[_ROOT], after + _file_of_loop(after))
+                fields, (kind, source, options, *_) = before.split(" "), map(_plain, after.split(" "))
+                root, below = _plain(fields[_ROOT]), _files_below(source)
+                yield MountLine(fields[_DEVICE], root, kind, source, options, below)
     except OSError:
         return  # ended meanwhile, or another user's
 
 
-def _file_of_loop(after: str) -> str:
-    """Paths of the files below a mounted loop device, or below a dm-verity device over some; else empty."""
-    source = after.split(" ")[1:2]
-    if not source or not source[0].startswith((_LOOP, _MAPPED)):
-        return ""
-    name = os.path.basename(source[0])
+def _files_below(source: str) -> tuple[str, ...]:
+    """Paths of the files below a mounted loop device, or below a dm-verity device over some; else none."""
+    if not source.startswith((_LOOP, _MAPPED)):
+        return ()
+    name = os.path.basename(source)
     try:
-        below = os.listdir(f"/sys/block/{name}/slaves") if source[0].startswith(_MAPPED) else [name]
-        return " ".join(map(_backing_file, sorted(below)))
+        below = os.listdir(f"/sys/block/{name}/slaves") if source.startswith(_MAPPED) else [name]
+        return tuple(map(_backing_file, sorted(below)))
     except OSError:
-        return ""
+        return ()
 
 
 def _backing_file(loop: str) -> str:
     with open(f"/sys/block/{loop}/loop/backing_file", errors="replace") as file:
-        return file.read()
+        return file.read().removesuffix("\n")
 
 
 def user_of(store: Store, image: StoredImage, mounted: Mounted, present: str = "") -> int | None:
-    """A process that has the image mounted, or None.
+    """A process that has this entry of this store mounted, or None.
 
-    A pod shows it as the root of a bind mount (a directory), in an overlay whose source is the digest or
-    among whose options the entry's name is, or as a mount whose source is the packed file or the entry.
-    present: where the entry's directory is now, if it was moved since it could be mounted; a bind mount
-    shows the new place, an overlay the old.
+    A pod shows it as the root of a bind mount (a directory), as a mount whose source is the entry's mark
+    (overlays and FUSE), or as one of the packed file (the kernel's); overlays of others name the tree among
+    their options.  The same image in another store is another entry.  present: where the entry's directory
+    is now, if it was moved since it could be mounted; a bind mount shows the new place, an overlay the old.
     """
-    path = present or store.path(image.digest, Form(image.form))
-    where, name = os.path.split(path)
-    root = f"/{os.path.basename(where)}/{name}/rootfs"
+    form = Form(image.form)
+    path = store.path(image.digest, form)
+    now = present or path
     try:
-        status = os.stat(path)
+        tree, mark = _within(now), mark_of(image.digest, place_of(now))
     except OSError:
         return None
-    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    packed = _device_of(store.mount_point(image.digest, Form(image.form))) if store.site else ""
+    packed = _device_of(store.mount_point(image.digest, form)) if store.site else ""
+    contents = {f"{where}/{content_name(form)}" for where in (path, os.path.realpath(path), now)}
     for pid, lines in mounted.tables:
         for line in lines:
-            bound = line.device == device and line.root.endswith(root)
-            if bound or (packed and line.device == packed) or _names(line, image):
+            known = line.source == mark or tree == (line.device, _parent_of_tree(line.root))
+            if known or (packed and line.device == packed) or _shows(line, contents):
                 return pid
     return None
 
 
-def _names(line: MountLine, image: StoredImage) -> bool:
-    """Whether the source or the options of a mount name this entry, and not another form of the image."""
-    plain = image.form == Form.DIRECTORY.value
-    if image.digest in line.after:  # the front says of which image a mount is (native/root.c, fuse.c)
-        if line.after.startswith("overlay "):
-            return True  # the mount below it is the kernel's own copy: which form it is cannot be seen
-        return line.after.startswith("fuse") and image.form == Form.SQUASHFS.value
-    name = image.name
-    start = line.after.find(name)
-    if start < 0:
+def _shows(line: MountLine, contents: set[str]) -> bool:
+    """Whether a mount is made of one of these: of a file, or an overlay of a tree."""
+    if contents & {line.source, *line.files}:
+        return True
+    if line.type != "overlay":
         return False
-    return not plain or line.after[start + len(name) : start + len(name) + 1] != "."
+    return not contents.isdisjoint(re.split(r"[=:,]", line.options))
 
 
 def is_root_of_pod(path: str) -> bool:
-    """Whether a process has mounted the tree of an entry that was moved to path."""
-    where, name = os.path.split(path)
-    root = f"/{os.path.basename(where)}/{name}/rootfs"
-    digest = _digest_of(path)
+    """Whether a process has mounted the tree of an entry that was moved to path.
+
+    What lies in the garbage may be the account's that unpacks: nothing in it is read.
+    """
+    try:
+        tree, end = _within(path), mark_of("", place_of(path))
+    except OSError:
+        return False
     return any(
-        line.root.endswith(root) or (digest and line.after.startswith("overlay ") and digest in line.after)
+        tree == (line.device, _parent_of_tree(line.root))
+        or (line.type == "overlay" and line.source.endswith(end))
         for _, lines in read_mounts().tables
         for line in lines
     )
 
 
-def _digest_of(path: str) -> str:
-    """The digest in an entry's meta.json; empty for what is none.
+def _parent_of_tree(root: str) -> str:
+    """The entry of whose tree this is the root; empty for what is no tree."""
+    return root.removesuffix(f"/{ROOTFS}") if root.endswith(f"/{ROOTFS}") else ""
 
-    What lies in the garbage may be the account's that unpacks: it may be no entry, a link or a pipe.
+
+def _within(path: str) -> tuple[str, str]:
+    """Where a directory lies as mount tables say it: device, and path within that file system.
+
+    Directories of two stores may end in the same names, and links and mounts may lead to one by many paths.
+    Raises OSError.
     """
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fd = os.open(META, _CAREFULLY, dir_fd=directory)
-        finally:
-            os.close(directory)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return ""
-            digest = str(json.loads(file.read(_META_MAX))["digest"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return digest if is_digest(digest) else ""
+        seen = os.readlink(f"/proc/self/fd/{fd}")
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            number = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(" ")
+            if fields[0] == number:
+                root, point = _plain(fields[_ROOT]), _plain(fields[_POINT])
+                below = seen.removeprefix(point.rstrip("/"))
+                return fields[_DEVICE], f"{root.rstrip('/')}{below}"
+    return "", path  # unmounted this moment
+
+
+def _plain(field: str) -> str:
+    r"""A field of a mount table without its escapes, ``\040`` for a space (proc(5))."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), field) if "\\" in field else field
 
 
 def _device_of(path: str) -> str:

@@ -55,6 +55,11 @@ class Listed:
     state: str
 
 
+def gpg_program() -> str:
+    """Path of gpg in the system's directories; empty where it is not installed."""
+    return shutil.which("gpg", path=_PATH) or ""
+
+
 class Home:
     """A directory for gpg with these keys in it, and no others.  A context manager.
 
@@ -63,7 +68,7 @@ class Home:
     """
 
     def __init__(self, keys: Iterable[Key], now: int) -> None:
-        program = shutil.which("gpg", path=_PATH)
+        program = gpg_program()
         if program is None:
             raise TrustUnusable("gpg: not installed; OpenPGP signatures are checked by it", hint=_HINT)
         self._program = program

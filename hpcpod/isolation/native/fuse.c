@@ -108,16 +108,16 @@ static int open_device(struct fault *f)
 }
 
 /*
- * source: shown in mount tables, by which `hpcpod image rm` knows an image in use.  default_permissions: the kernel
+ * mark: the source in mount tables, by which `hpcpod image rm` knows an image in use.  default_permissions: the kernel
  * checks modes; the user is the owner of all, whom the image's files call 0.
  */
-static int mount_image(int device, const char *source, struct fault *f)
+static int mount_image(int device, const char *mark, struct fault *f)
 {
 	char number[16];
 	int fs = sys_fsopen("fuse"), mounted = -1;
 
 	snprintf(number, sizeof number, "%d", device);
-	if (fs >= 0 && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", source) == 0 &&
+	if (fs >= 0 && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", mark ? mark : "hpcpod") == 0 &&
 	    sys_fsconfig(fs, FSCONFIG_SET_STRING, "subtype", "squashfuse") == 0 &&
 	    sys_fsconfig(fs, FSCONFIG_SET_STRING, "fd", number) == 0 &&
 	    sys_fsconfig(fs, FSCONFIG_SET_STRING, "rootmode", "40000") == 0 &&
@@ -163,7 +163,7 @@ static int make_mount(int runtime, const struct record *record, int *vital, stru
 	if (image < 0 || namespaces_make(CLONE_NEWUSER | CLONE_NEWNS, 0, 0, f) < 0)
 		return -1;
 	device = open_device(f);
-	mounted = device < 0 ? -1 : mount_image(device, fuse->word[0], f);
+	mounted = device < 0 ? -1 : mount_image(device, record_word(record, OP_DIGEST), f);
 	if (mounted < 0)
 		return -1;
 	*vital = server_start(fuse, image, device, &said, f);

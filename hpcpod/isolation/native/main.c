@@ -48,12 +48,29 @@ static int open_missing_stdio(struct fault *f)
 	return 0;
 }
 
+/* `--debug` is an option of hpcpod's and of its `run`: before the word it means what it means behind it. */
+static void move_debug(char **words)
+{
+	int i = 1;
+
+	while (words[i] && !strcmp(words[i], "--debug"))
+		i++;
+	if (i > 1 && words[i] && !strcmp(words[i], "run")) {
+		char *run = words[i];
+
+		words[i] = words[1];
+		words[1] = run;
+	}
+}
+
 int main(int argc, char **argv)
 {
 	struct fault fault = {0};
 
 	if (argc < 1 || open_missing_stdio(&fault) < 0)
 		return EXIT_HPCPOD;
+	if (argc > 1)
+		move_debug(argv);
 	if (argc > 1 && !strcmp(argv[1], "run"))
 		run(argv, &fault);
 	else if (argc > 1 && !strcmp(argv[1], "--rank"))

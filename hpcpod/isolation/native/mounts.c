@@ -232,12 +232,23 @@ static int mount_file(struct assembly *a, const struct op *op, struct fault *f)
 {
 	char name[24];
 	size_t size = strlen(op->word[1]);
+	ssize_t written = -1;
 	int fd, mounted;
 
 	snprintf(name, sizeof name, "file%u", a->files++);
 	fd = openat(a->scratch, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0444);
-	if (fd < 0 || write(fd, op->word[1], size) != (ssize_t)size)
-		return fail_errno(f, "mount", "generated %s", op->word[0]);
+	if (fd >= 0)
+		written = write(fd, op->word[1], size);
+	if (written >= 0 && (size_t)written < size) {
+		errno = ENOSPC; /* of part of a write, which is no error yet, there is no other cause here */
+		written = -1;
+	}
+	if (written < 0) {
+		fail_errno(f, "mount", "generated %s", op->word[0]);
+		if (errno == ENOSPC)
+			fault_hint(f, "the pod's memory layer is full: --writable-size SIZE makes it larger (512M, 2G)");
+		return -1;
+	}
 	close(fd);
 	mounted = sys_open_tree(a->scratch, name, OPEN_TREE_CLONE);
 	if (mounted < 0 || sys_mount_setattr(mounted, false, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV) < 0)

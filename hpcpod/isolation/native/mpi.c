@@ -98,6 +98,7 @@ int mpi_check(const struct record *record, const char *tree, const struct launch
 	const char *words[] = {"-m", "hpcpod.launcher.mpi_check", rootfs ? rootfs : tree, mode, image_path(record),
 	                       program ? program : record_word(record, OP_COMMAND), NULL};
 	char served[16], name[HASH_SIZE];
+	unsigned accepted = accepted_kinds(record);
 
 	if (record_word(record, OP_LAUNCH) && launch->step.ntasks > 1) {
 		fail(f, EXIT_HPCPOD, "usage", "option --ntasks: this is rank %ld of a step of %ld", launch->step.rank,
@@ -105,8 +106,9 @@ int mpi_check(const struct record *record, const char *tree, const struct launch
 		fault_hint(f, "the scheduler starts the ranks: srun -n N hpcpod run …");
 		return -1;
 	}
-	if (!mode || launch->step.ntasks < 2 ||
-	    (launch->step.served & accepted_kinds(record) && !launch->step.size_disagrees))
+	/* No kind at all: the user demands one that the image's MPI does not speak; that is wrong for one rank, too. */
+	if (!mode || (accepted && launch->step.ntasks < 2) ||
+	    (launch->step.served & accepted && !launch->step.size_disagrees))
 		return 0;
 	snprintf(served, sizeof served, "%u.%d", launch->step.served, launch->step.size_disagrees);
 	hash_words((const char *const[]){image, mode, words[4], words[5] ? words[5] : "", served, NULL}, name);

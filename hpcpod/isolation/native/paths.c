@@ -38,6 +38,24 @@ static int open_own(const char *path, bool create)
 	return fd;
 }
 
+/* Why the directory that the user named is not ours alone; errno is open_own()'s. */
+static void say_why(const char *path, struct fault *f)
+{
+	struct stat status;
+
+	if (lstat(path, &status) < 0)
+		fail_errno(f, "store-unusable", "run-time directory %.600s: cannot be made", path);
+	else if (!S_ISDIR(status.st_mode))
+		fail(f, EXIT_HPCPOD, "store-unusable", "run-time directory %.600s: not a directory", path);
+	else if (status.st_uid != getuid())
+		fail(f, EXIT_HPCPOD, "store-unusable", "run-time directory %.600s: of uid %u, expected %u, who runs this", path,
+		     status.st_uid, getuid());
+	else
+		fail(f, EXIT_HPCPOD, "store-unusable", "run-time directory %.600s: mode %04o, expected 0700: others could enter",
+		     path, status.st_mode & 07777);
+	fault_hint(f, "choose another with HPCPOD_RUNTIME, on tmpfs");
+}
+
 int runtime_open(struct fault *f)
 {
 	const char *given = getenv("HPCPOD_RUNTIME");
@@ -50,9 +68,9 @@ int runtime_open(struct fault *f)
 		fd = fits ? open_own(runtime, true) : -1;
 		if (fd >= 0)
 			return fd;
-		fail(f, EXIT_HPCPOD, "store-unusable", "run-time directory %.600s: not a directory of uid %u with mode 0700",
-		     given, getuid());
-		fault_hint(f, "choose another with HPCPOD_RUNTIME, on tmpfs");
+		if (!fits)
+			errno = ENAMETOOLONG;
+		say_why(given, f);
 		return -1;
 	}
 	snprintf(runtime, sizeof runtime, "/run/hpcpod/%u", getuid());

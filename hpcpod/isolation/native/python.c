@@ -48,8 +48,54 @@ static void use_all_cores(void)
 static int python_fault(const char *python, struct fault *f)
 {
 	fail_errno(f, "installation", "%s", python);
-	fault_hint(f, "every user must be able to reach it: is it a link into somebody's home directory?");
+	fault_hint(f, "every user must be able to reach it: is it a link into somebody's home directory, or was it installed with umask 077?");
 	return -1;
+}
+
+/*
+ * A signal that ends this process while Python prepares: Python is told, and waited for, so that nothing half-made is
+ * left when the command is over.  Who asks twice is not kept waiting.
+ */
+static const int endings[] = {SIGHUP, SIGINT, SIGTERM};
+enum { ENDINGS = sizeof endings / sizeof endings[0] };
+static volatile sig_atomic_t ended_by;
+static volatile pid_t preparing;
+static bool no_term;
+
+/* By SIGTERM, as Python that has hardly begun would show a traceback for SIGINT; unless that one is ignored. */
+static void hand_on(int number)
+{
+	if (ended_by) {
+		sigaction(number, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
+		raise(number);
+		return;
+	}
+	ended_by = number;
+	if (preparing > 0)
+		kill(preparing, no_term ? number : SIGTERM);
+}
+
+/* Blocks the endings, so that none comes before `preparing` is known; the mask that was goes to *mask. */
+static void take_endings(struct sigaction *before, sigset_t *mask)
+{
+	sigset_t all;
+
+	sigemptyset(&all);
+	for (int i = 0; i < ENDINGS; i++)
+		sigaddset(&all, endings[i]);
+	sigprocmask(SIG_BLOCK, &all, mask);
+	for (int i = 0; i < ENDINGS; i++) {
+		sigaction(endings[i], NULL, &before[i]);
+		no_term = before[i].sa_handler == SIG_IGN; /* SIGTERM is the last */
+		if (before[i].sa_handler != SIG_IGN) /* what is ignored stays so, here and in Python */
+			sigaction(endings[i], &(struct sigaction){.sa_handler = hand_on}, NULL);
+	}
+}
+
+static void give_endings_back(const struct sigaction *before)
+{
+	for (int i = 0; i < ENDINGS; i++)
+		sigaction(endings[i], &before[i], NULL);
 }
 
 static void run_child(const char *python, const char *const *words)
@@ -94,18 +140,29 @@ static int wait_for(pid_t child, int *status)
 /* Run `python3 -I words…`; what fails there has been said there, so the fault's text stays empty. */
 int python_run(const char *const *words, struct fault *f)
 {
-	struct sigaction plain = {.sa_handler = SIG_DFL}, before;
+	struct sigaction plain = {.sa_handler = SIG_DFL}, before, ends[ENDINGS];
 	char python[PATH_MAX];
+	sigset_t mask;
 	pid_t child;
 	int status = 0, waited;
 
 	if (find_python(python, sizeof python, f) < 0)
 		return -1;
 	sigaction(SIGCHLD, &plain, &before); /* where it is ignored, no exit status is kept */
+	take_endings(ends, &mask);
 	child = fork();
-	if (child == 0)
+	if (child == 0) {
+		give_endings_back(ends);
+		sigprocmask(SIG_SETMASK, &mask, NULL);
 		run_child(python, words);
+	}
+	preparing = child;
+	sigprocmask(SIG_SETMASK, &mask, NULL);
 	waited = child < 0 ? -1 : wait_for(child, &status);
+	preparing = 0;
+	give_endings_back(ends);
+	if (ended_by)
+		raise(ended_by);
 	if (waited < 0)
 		fail_errno(f, "installation", "%s", python);
 	sigaction(SIGCHLD, &before, NULL);

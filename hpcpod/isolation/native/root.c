@@ -153,8 +153,8 @@ static int mount_scratch(struct assembly *a, const char *size, struct fault *f)
 }
 
 /* An overlay of the scratch layer over the image: as upper layer if the pod is writable, else as another lower.
- * Its source in the mount table is the image's digest, by which `hpcpod image rm` knows an image in use. */
-static int overlay_root(const struct assembly *a, const char *digest, bool writable, struct fault *f)
+ * Its source in the mount table is the mark of the image's entry, by which `hpcpod image rm` knows one in use. */
+static int overlay_root(const struct assembly *a, const char *mark, bool writable, struct fault *f)
 {
 	char layer[64], tree[64], lower[160], work[64];
 	int fs = sys_fsopen("overlay"), mounted;
@@ -165,7 +165,7 @@ static int overlay_root(const struct assembly *a, const char *digest, bool writa
 	snprintf(work, sizeof work, "/proc/self/fd/%d/work", a->scratch);
 	snprintf(tree, sizeof tree, "/proc/self/fd/%d", a->tree);
 	snprintf(lower, sizeof lower, "%s%s%s", writable ? "" : layer, writable ? "" : ":", tree);
-	ok = fs >= 0 && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", digest ? digest : "hpcpod") == 0 &&
+	ok = fs >= 0 && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", mark ? mark : "hpcpod") == 0 &&
 	     sys_fsconfig(fs, FSCONFIG_SET_FLAG, "userxattr", NULL) == 0 &&
 	     sys_fsconfig(fs, FSCONFIG_SET_STRING, "lowerdir", lower) == 0;
 	if (ok && writable)

@@ -26,11 +26,17 @@ def places(tmp_path: Path) -> dict[str, str]:
     return {"HPCPOD_STORE": str(tmp_path / "store"), "HPCPOD_RUNTIME": str(tmp_path / "runtime")}
 
 
+def attempts() -> list[str]:
+    """What the doctor's attempts mount, as far as it is seen here; other mounts are others' affair."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if line.split()[4] in ("/tmp", "/tmp/merged")]
+
+
 @pytest.mark.needs("userns")
 def test_pods_can_start_here(places: dict[str, str]) -> None:
-    before = Path("/proc/self/mountinfo").read_text(), os.listdir("/proc/self/fd")
+    before = attempts(), os.listdir("/proc/self/fd")
     facts = read_node(places, os.getuid())
-    assert (Path("/proc/self/mountinfo").read_text(), os.listdir("/proc/self/fd")) == before
+    assert (attempts(), os.listdir("/proc/self/fd")) == before
     assert facts.userns == ""
     assert {found.subject for found in findings(facts) if found.level is Level.FAIL} == set()
 

@@ -64,7 +64,7 @@ def refused(rig: Rig, *words: str) -> Run:
     before = fingerprint(rig.store / "images") if rig.store.exists() else {}
     run = rig.run(["image", "pull", *words])
     assert run.status == 125 and "[store-full]" in run.errors, str(run)
-    assert re.search(r"takes [0-9.]+ MB or more, quota 10.5 MB", run.errors), str(run)
+    assert re.search(r"takes [0-9.]+ MiB or more, quota 10.0 MiB", run.errors), str(run)
     assert "ENOSPC" not in run.errors and "collected" not in run.errors, str(run)
     assert {k: v for k, v in fingerprint(rig.store / "images").items() if k != "."} == {
         k: v for k, v in before.items() if k != "."
@@ -91,7 +91,7 @@ def test_pinned_images_leave_less(rig: Rig) -> None:
     rig.run(["image", "pull", "--rootfs=dir", pinned]).check()
     rig.run(["image", "pin", pinned]).check()
     run = refused(rig, "--rootfs=dir", layout(rig, "eight", [file(b"a", bytes(8 * MiB))]))
-    assert "of which 3.1 MB are pinned or in use" in run.errors, str(run)
+    assert "of which 3.0 MiB are pinned or in use" in run.errors, str(run)
     rig.run(["image", "pull", "--rootfs=dir", layout(rig, "six", [file(b"a", bytes(6 * MiB))])]).check()
 
 

@@ -99,10 +99,32 @@ def test_existing_destinations_are_left_alone(user: Account, reference: str) -> 
 
 
 def test_units_of_max_bytes(user: Account, reference: str) -> None:
-    cases = {"4k": 0, "1Ki": 125, "0": 125, "2GB": 0, "2560": 0, "-1": 125, "1.5G": 125}
+    cases = {
+        "4k": 0,
+        "1Ki": 125,
+        "0": 125,
+        "2GB": 0,
+        "2560": 125,
+        "2560B": 0,
+        "4096": 0,
+        "-1": 125,
+        "1.5G": 125,
+    }
     for number, (text, status) in enumerate(cases.items()):
         done = run(user, "unpack", *AMD64, "--max-bytes", text, reference, f"out{number}")
         assert done.returncode == status, (text, done.stderr)
+
+
+@pytest.mark.needs("root", "plain")
+@pytest.mark.parametrize("closed", ["", "index.json", "blobs"])
+def test_an_image_that_only_its_owner_reads(user: Account, tmp_path: Path, closed: str) -> None:
+    """As umoci writes it, run by root."""
+    layout = user.home.parent / "by-root"
+    write_layout(layout, GOOD)
+    (layout / closed).chmod(0)
+    done = run(user, "pull", *AMD64, f"oci:{layout}")
+    assert done.returncode == 125 and "may not be read (EACCES) [image-not-found]" in done.stderr
+    assert f"hint: its owner, uid 0, opens it to others: chmod -R a+rX {layout}" in done.stderr
 
 
 def test_pull_prints_the_digest(user: Account, reference: str) -> None:

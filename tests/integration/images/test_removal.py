@@ -117,6 +117,38 @@ def test_an_image_that_a_pod_took_just_before_goes_back(user: Account, how: str)
     assert not Path(rootfs).exists()
 
 
+@pytest.mark.needs("userns")
+@pytest.mark.parametrize("how", ["bind", "overlay"])
+def test_the_same_image_of_another_store_may_go(user: Account, how: str) -> None:
+    """Its path ends in the same names, on the same file system."""
+    rootfs = pulled(user)
+    name = Path(rootfs).parent.name.replace("-", ":", 1)
+    other = {**PYTHON, "HPCPOD_STORE": str(user.home / "other")}
+    reference = f"oci:{user.home / 'layout'}"
+    pull = [*HPCPOD, "image", "pull", "--platform", "linux/amd64", reference]
+    user.run(pull, env=other, check=True)
+    with mounted(user, rootfs, how):
+        user.run([*HPCPOD, "image", "rm", name], env=other, check=True)
+        link = user.home / "a link with spaces"
+        link.symlink_to(user.store.parent)  # the store itself, by another path
+        for store in (user.store, link / user.store.name):
+            refused = user.run([*HPCPOD, "image", "rm", name], env={**PYTHON, "HPCPOD_STORE": str(store)})
+            assert "[image-in-use]" in refused.stderr
+    assert Path(rootfs).exists() and not list((user.home / "other" / "images").iterdir())
+
+
+@pytest.mark.needs("userns")
+def test_a_store_whose_path_has_spaces(user: Account) -> None:
+    env = {**PYTHON, "HPCPOD_STORE": str(user.home / "my own\tstore")}
+    reference = f"oci:{write_layout(user.home / 'layout', ONE)}"
+    pull = [*HPCPOD, "image", "pull", "--platform", "linux/amd64", reference]
+    name = user.run(pull, env=env, check=True).stdout.strip()
+    (rootfs,) = (user.home / "my own\tstore" / "images").glob("*/rootfs")
+    with mounted(user, f"'{rootfs}'", "bind"):
+        assert "[image-in-use]" in user.run([*HPCPOD, "image", "rm", name], env=env).stderr
+    user.run([*HPCPOD, "image", "rm", name], env=env, check=True)
+
+
 def test_in_use_looks_at_names_as_wholes(user: Account) -> None:
     store = Store(str(user.store))
     image = StoredImage(digest(b""), "", "", 0, 0, 0, 0)

@@ -7,10 +7,15 @@ import functools
 import os
 import signal
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tests import needs
+from tests.conftest import Account
 from tests.integration.pod.conftest import Gate, Pods, gone, step, wait_for
+from tests.integration.pod.image import Tree, write_layout
 
 pytestmark = pytest.mark.needs("plain", "userns", "native", "strace")
 
@@ -75,3 +80,51 @@ def test_a_preparation_ends_with_its_run(plain_pods: Pods, gate: Gate, number: s
     run.send_signal(number)
     wait_for(functools.partial(gone, python), "the end of the preparation")
     assert run.wait(5) == -number
+
+
+@pytest.fixture(scope="module")
+def large(layouts: Path, tree: Tree) -> str:
+    """An image that takes a second or two to unpack."""
+    many = {f"srv/{n}": (0o644, b"x" * 100) for n in range(30_000)}
+    return write_layout(layouts / "many-files", replace(tree, files=tree.files | many))
+
+
+@pytest.mark.parametrize(
+    ("number", "whom"),
+    [
+        (signal.SIGTERM, "front"),
+        (signal.SIGTERM, "group"),
+        (signal.SIGINT, "group"),
+        (signal.SIGHUP, "front"),
+    ],
+)
+def test_a_run_that_is_ended_while_it_unpacks_leaves_nothing(
+    user: Account, large: str, number: signal.Signals, whom: str
+) -> None:
+    """When the command is over, the half-made image is gone, not a second later."""
+    pods = Pods(user, large, user.store, needs.front_path())
+    run = pods.start("true", start_new_session=True)
+    wait_for(lambda: next(user.store.glob("tmp/*/rootfs/srv/9"), None), "the unpacking has begun")
+    if whom == "group":
+        os.killpg(run.pid, number)
+    else:
+        run.send_signal(number)
+    output = run.communicate(timeout=20)
+    assert [path for path in user.store.glob("tmp/*") if path.is_dir()] == []
+    assert (run.returncode, *output) == (-number, "", "")
+
+
+def test_a_second_signal_waits_for_nothing(plain_pods: Pods, gate: Gate) -> None:
+    (gate.directory / "python3").write_text(
+        f"#!/bin/sh\ntrap '' TERM\necho $$ >>{gate.directory}/started\n"
+        f"while [ ! -e {gate.directory}/open ]; do sleep 0.02; done\n"
+    )
+    run = plain_pods.start("true")
+    gate.wait_started(1)
+    run.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert run.poll() is None
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(5) == -signal.SIGTERM
+    gate.open()  # which ends the preparation, and with it the pipes that it holds
+    run.communicate(timeout=5)

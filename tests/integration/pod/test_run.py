@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.integration.pod.conftest import Pods
+from tests.integration.pod.conftest import Pods, step
+from tests.integration.pod.image import Tree, write_layout
 
 # ------------------------------------------------------------------ status, streams, signals
 
@@ -239,6 +241,46 @@ def test_the_writable_layer_has_a_size(pods: Pods) -> None:
     script = "cat /dev/zero >/fill; stat -c %s /fill"
     done = pods.run("sh", "-c", script, options=["--writable-size=1M"])
     assert "No space left" in done.stderr and int(done.stdout) <= 1 << 20
+
+
+@pytest.mark.needs("overlay")
+def test_a_layer_too_small_for_the_image_is_named(pods: Pods, layouts: Path, tree: Tree) -> None:
+    lines = b"".join(b"g%d:x:%d:\n" % (number, number) for number in range(20_000, 60_000))
+    accounts = lines.replace(b":\n", b":1:x:/:/bin/sh\n")
+    files = {**tree.files, "etc/group": (0o644, lines), "etc/passwd": (0o644, accounts)}
+    reference = write_layout(layouts / f"many-{pods.account.uid}", replace(tree, files=files))
+    done = pods.run("true", reference=reference, options=["--writable-size=1M"])
+    assert done.returncode == 125 and "No space left on device [mount]\nhint: " in done.stderr
+    assert "--writable-size" in done.stderr
+    assert pods.run("true", reference=reference, options=["--writable-size=64M"]).returncode == 0
+
+
+def test_debug_may_stand_before_run(pods: Pods) -> None:
+    words = pods.words(["sh", "-c", 'echo "$@"', "sh", "--debug", "run"])
+    env = {"HPCPOD_STORE": str(pods.store)}
+    for before in (["--debug"], ["--debug", "--debug"]):
+        done = pods.account.run([words[0], *before, *words[1:]], env=env)
+        assert (done.returncode, done.stdout) == (0, "--debug run\n"), done.stderr
+        assert "hpcpod: " in done.stderr  # the phases of the preparation, also where a plan is there
+    done = pods.account.run([words[0], "--debug", "run", "--no-such"], env=env)
+    assert done.returncode == 125 and "option --no-such: unknown [usage]" in done.stderr
+    for words_of_help in (["--debug", "run", "--help"], ["run", "--bind", "/x", "-h"]):
+        done = pods.account.run([words[0], *words_of_help], env=env)
+        assert done.returncode == 0 and "--writable-size" in done.stdout
+
+
+@pytest.mark.parametrize("ignored", ["HUP,INT,QUIT,TERM", "CHLD,PIPE,USR1"])
+def test_signals_that_are_ignored_stay_so(pods: Pods, ignored: str) -> None:
+    """As after nohup(1), or below a shell's `&`; the pod is made and ends as ever."""
+    before = ["env", f"--ignore-signal={ignored}"]
+    kept = set(ignored.split(",")) - {"CHLD"}  # a shell takes that one for itself
+    mask = sum(1 << getattr(signal, f"SIG{name}") - 1 for name in kept)
+    for env in ({}, step(0, 1), step(0, 2)):
+        said = pods.out("sh", "-c", "grep SigIgn /proc/self/status", env=env, before=before)
+        assert int(said.split()[1], 16) & mask == mask
+    if pods.pods():
+        pods.out("true", env=step(1, 2), before=before)
+    pods.wait_gone()
 
 
 def test_programs_of_the_image_are_not_the_nodes(pods: Pods) -> None:

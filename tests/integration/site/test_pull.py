@@ -82,7 +82,7 @@ def test_whatever_the_umask_of_root(site: Site, umask: int) -> None:
     assert Path(f"{site.base}/deep").stat().st_mode & 0o777 == 0o755
     site.out("image", "mount", "--lease", "a", reference, umask=umask)
     df = json.loads(site.out("image", "df", "--json", uid=FIRST_USER))
-    assert df[0]["images"][0]["kept"] == "mounted for a"
+    assert df[0]["images"][0]["kept"] == "leased by a"
 
 
 def test_relative_references(site: Site) -> None:

@@ -127,7 +127,7 @@ def test_gc_keeps_to_the_quota(kept: Kept) -> None:
     kept.bound("6M")
     done = kept.run("gc")
     assert kept.held() == {"a", "c"}
-    assert done.stdout.startswith("removed 1 image, 2.1 MB")
+    assert done.stdout.startswith("removed 1 image, 2.0 MiB")
     kept.bound("1%")
     assert kept.run("gc").stdout == "no image had to go\n"
 
@@ -141,11 +141,11 @@ def test_an_image_larger_than_the_quota(kept: Kept) -> None:
     reference = tiny(kept.site, "b", data=os.urandom(IMAGE))
     words = ["image", "pull", *kept.option]
     said = kept.site.refused(*words, reference, slug="store-full", uid=kept.uid)
-    assert "quota 1.0 MB" in said and "takes 2.1 MB or more" in said
+    assert "quota 1.0 MiB" in said and "takes 2.0 MiB or more" in said
     assert kept.held() == {"a"}
     zeros = tiny(kept.site, "zeros", data=bytes(IMAGE))
     said = kept.site.refused(*words, "--rootfs=dir", zeros, slug="store-full", uid=kept.uid)
-    assert "quota 1.0 MB" in said
+    assert "quota 1.0 MiB" in said
     assert not any("zeros" in str(path) for path in kept.images.rglob("*"))
 
 
@@ -158,7 +158,7 @@ def test_nothing_is_collected_in_vain(kept: Kept) -> None:
     reference = tiny(kept.site, "d", data=os.urandom(IMAGE + IMAGE // 2))
     kept.bound("6M")
     said = kept.site.refused("image", "pull", *kept.option, reference, slug="store-full", uid=kept.uid)
-    assert "of which 4.2 MB are pinned or in use" in said
+    assert "of which 4.0 MiB are pinned or in use" in said
     assert kept.held() == {"a", "b", "c"}
 
 
@@ -189,7 +189,7 @@ def test_df_and_why(kept: Kept) -> None:
     assert (a["kept"], a["pinned"], b["kept"], b["pinned"]) == ("", False, "pinned", True)
     assert abs(time.time() - 3 * 86400 - a["last_used"]) < 600 and IMAGE <= a["disk"] <= IMAGE * 1.1
     text = kept.site.out("image", "df", uid=ALICE)
-    assert f"{kept.kind} store {kept.images.parent}: 4.2 MB in 2 images, quota 9.4 MB (4" in text
+    assert f"{kept.kind} store {kept.images.parent}: 4.0 MiB in 2 images, quota 9.0 MiB (4" in text
     facts = json.loads(kept.site.out("image", "why", "--json", kept.references["a"], uid=ALICE))
     (found,) = [fact for fact in facts if fact["store"].startswith(kept.kind)]
     assert found["digest"] == kept.digests["a"] and found["stored"].startswith(str(kept.images))
@@ -296,7 +296,7 @@ def test_a_nearly_full_disk_makes_room_by_itself(site: Site) -> None:
 def test_a_full_disk_is_not_emptied_in_vain(site: Site) -> None:
     small, large = tiny(site, "a", data=os.urandom(MEGABYTE)), tiny(site, "b", data=os.urandom(9 * MEGABYTE))
     done = in_small_disk(site, 8, f"{PULL} {small}", f"{PULL} {large} || echo status $?")
-    assert "status 125" in done.stdout and "takes 9.4 MB or more, 8." in done.stderr, done
+    assert "status 125" in done.stdout and "takes 9.0 MiB or more, 8." in done.stderr, done
     assert "collected" not in done.stderr and done.stdout.count("/rootfs.erofs") == 1
 
 

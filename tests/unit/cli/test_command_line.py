@@ -46,3 +46,39 @@ def test_help_says_that_the_program_is_optional() -> None:
     text = hpcpod("plan", "--help").stdout
     assert "IMAGE [--] [PROGRAM [ARGUMENTS]...]" in text
     assert "--json" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        (["rn"], "Did you mean 'run'?"),
+        (["doctr"], "Did you mean 'doctor'?"),
+        (["help"], "Help: hpcpod --help, hpcpod COMMAND --help."),
+        (["help", "run"], "Help: hpcpod --help"),
+        (["pull", "x"], "Did you mean 'image pull'?"),
+        (["rmi", "x"], "Did you mean 'image rm'?"),
+        (["exec"], "Did you mean 'run'?"),
+        (["image", "ls"], "Did you mean 'list'?"),
+        (["image", "inspekt"], "Did you mean 'inspect'?"),
+        (["image", "help"], "Help: hpcpod image --help"),
+        (["trust", "remove"], "Did you mean 'rm'?"),
+        (["zzzz"], "hpcpod --help lists the commands."),
+        (["image", "qqqq"], "hpcpod image --help lists the commands."),
+    ],
+)
+def test_what_was_perhaps_meant(words: list[str], more: str) -> None:
+    done = hpcpod(*words)
+    assert done.returncode == 2 and "No such command" in done.stderr and more in done.stderr
+
+
+@pytest.mark.parametrize("name", ["abcd", "sha256:abcdef0", "sha512:1"])
+def test_too_short_a_digest_is_named(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hpcpod", "image", "rm", name],
+        env={"HPCPOD_STORE": str(tmp_path / "store"), "HPCPOD_CONFIG": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 125 and "digits of a digest, 8 or more name an image [usage]" in done.stderr

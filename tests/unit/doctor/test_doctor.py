@@ -97,6 +97,7 @@ def test_why_there_are_no_user_namespaces(sysctl: str, value: str, mend: str) ->
         (replace(GOOD, packing=replace(PACKING, fuse="EACCES")), "FUSE", Level.WARN),
         (replace(GOOD, site=None), "site store", None),
         (replace(GOOD, site=SiteFacts("/x", "not there")), "site store", Level.WARN),
+        (replace(GOOD, gpg=False), "signatures", Level.WARN),
         (replace(GOOD, settings_problem="configuration /x: not TOML"), "hpcpod.toml", Level.FAIL),
     ],
 )

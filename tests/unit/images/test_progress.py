@@ -25,5 +25,5 @@ def test_waiting_counts_no_bytes() -> None:
 
 
 def test_work_counts_bytes() -> None:
-    assert lines_of(0, 5000) == "hpcpod: waiting: 5.0 kB, 5 s, 1.0 kB/s\n"
-    assert lines_of(10000, 5000) == "hpcpod: waiting: 50%, 5.0 kB of 10.0 kB, 5 s, 1.0 kB/s\n"
+    assert lines_of(0, 5000) == "hpcpod: waiting: 4.9 KiB, 5 s, 1000 B/s\n"
+    assert lines_of(10000, 5000) == "hpcpod: waiting: 50%, 4.9 KiB of 9.8 KiB, 5 s, 1000 B/s\n"

@@ -90,6 +90,12 @@ def test_mounts_of_the_node_come_before_what_was_asked_for() -> None:
     assert targets.index("/tmp") < targets.index("/site") < targets.index("/d") < targets.index("/in")
 
 
+def test_ranks_of_the_images_mpiexec_get_what_it_serves() -> None:
+    with pytest.raises(MpiMismatch, match="mpiexec of the image: MPICH"):
+        plan("-n", "2", "--mpi=pmix", inside=INSIDE_MPICH)
+    assert plan("-n", "2", "--mpi=pmi2", inside=INSIDE_MPICH).rank.launch
+
+
 def test_more_ranks_without_a_scheduler_need_an_mpiexec() -> None:
     with pytest.raises(MpiMismatch, match="has no mpiexec to start 4 ranks"):
         plan("-n", "4")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hpcpod.errors import UsageError
 from hpcpod.launcher.options import RUN_OPTIONS
 from hpcpod.launcher.request import RunRequest, parse_request, split_words
-from hpcpod.sizes import parse_size
+from hpcpod.sizes import parse_bytes, parse_size
 
 
 def request(*words: str, **variables: str) -> RunRequest:
@@ -59,7 +59,7 @@ def test_variables_count_as_if_given_first() -> None:
 
 def test_writable_alone_has_a_size() -> None:
     assert request("--writable").writable == 256 << 20
-    assert request("--writable", "--writable-size=1k").writable == 1024
+    assert request("--writable", "--writable-size=1M").writable == 1 << 20
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,13 @@ def test_writable_alone_has_a_size() -> None:
         (["--writable-size", "0"], "not a positive size"),
         (["--writable-size", "much"], "not a size"),
         (["--shm-size", "9" * 5000], "not a size"),
+        (["--writable-size", "2"], "option --writable-size 2: 2 bytes, a unit is missing"),
+        (["--writable-size", "4095"], "4095 bytes, a unit is missing"),
+        (["--writable-size", "4096"], "option --writable-size 4096: less than 1M"),
+        (["--writable-size", "1023K"], "less than 1M"),
+        (["--shm-size", "64"], "option --shm-size 64: 64 bytes, a unit is missing"),
+        (["--shm-size", "64b"], "less than 1M"),
+        (["--shm-size", "0"], "not a positive size"),
         (["--preserve-fds", "x"], "not a positive number"),
     ],
 )
@@ -103,6 +110,13 @@ def test_a_misspelt_option_is_guessed(word: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_request([word, "oci:x"], {})
     assert caught.value.hint == hint
+
+
+def test_a_missing_unit_is_offered() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_request(["--writable-size", "2", "oci:x"], {})
+    assert caught.value.hint == "--writable-size takes a number with K, M, G or T (powers of 1024): 2G, 2M"
+    assert parse_bytes("4096", "x") == 4096
 
 
 def test_a_missing_value_is_named() -> None:

@@ -39,6 +39,7 @@ IMAGE = VerifiedImage(
     digest="sha256:" + "ab" * 32,
     rootfs=Tree("/store/images/sha256-" + "ab" * 32 + "/rootfs"),
     platform=Platform("linux", "amd64"),
+    place="8:1:4711",
     config=ImageConfig(
         env=(
             ("PATH", "/opt/app/bin:/usr/bin:/bin"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from hpcpod.errors import EXIT_HPCPOD, Fault, MpiMismatch, UsageError
-from hpcpod.launcher.mpi import accepted, check, local_launch, wiring
+from hpcpod.launcher.mpi import accepted, check, check_local, local_launch, wiring
 from hpcpod.model import (
     EnvSet,
     EnvUnset,
@@ -94,9 +94,34 @@ def test_a_demanded_kind_is_checked_whatever_the_image_holds() -> None:
     check(step(PMIX), (), "pmix", ProgramMpi(MpiUse.NO))
     with pytest.raises(MpiMismatch, match="by --mpi"):
         check(step(frozenset()), (), "pmi2", ProgramMpi(MpiUse.NO))
-    assert accepted((MPICH,), "pmix", MAYBE) == PMIX
     with pytest.raises(UsageError, match="--mpi"):
         accepted((), "pmi3", MAYBE)
+
+
+@pytest.mark.parametrize("ntasks", [1, 4])
+@pytest.mark.parametrize("served", [PMIX, frozenset[PmiKind]()])
+def test_a_demand_that_the_programs_mpi_cannot_meet_is_refused(
+    ntasks: int, served: frozenset[PmiKind]
+) -> None:
+    """Whatever is served, and for one rank too: it would be a world of size 1 where more were meant."""
+    for program in (MAYBE, ProgramMpi(MpiUse.YES), ProgramMpi(MpiUse.YES, (MPICH,))):
+        assert accepted((MPICH,), "pmix", program) == frozenset()
+        with pytest.raises(MpiMismatch, match=r"speaks pmi1 and pmi2; --mpi=pmix asks for") as caught:
+            check(step(served, ntasks=ntasks), (MPICH,), "pmix", program)
+        assert "--mpi=none" in str(caught.value.hint)
+    with pytest.raises(MpiMismatch, match="asks for what it does not speak"):
+        check(step(BY_FD), (MPICH, OPEN_MPI), "pmix", ProgramMpi(MpiUse.YES, (MPICH,)))
+    check(step(PMIX), (MPICH, OPEN_MPI), "pmix", MAYBE)
+    check(step(PMIX, ntasks=ntasks), (MPICH,), "pmix", ProgramMpi(MpiUse.NO))
+
+
+def test_a_demand_that_the_images_mpiexec_cannot_meet_is_refused() -> None:
+    hydra = Mpiexec(MpiFamily.MPICH, "/usr/bin/mpiexec.hydra")
+    with pytest.raises(MpiMismatch, match="serves pmi1 and pmi2; --mpi=pmix asks"):
+        check_local("pmix", hydra, (OPEN_MPI, MPICH))
+    for mode in ("auto", "none", "pmi2"):
+        check_local(mode, hydra, (MPICH,))
+    check_local("pmix", hydra, ())
 
 
 def test_a_served_size_that_is_not_the_steps_is_refused() -> None:

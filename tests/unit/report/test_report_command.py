@@ -66,6 +66,13 @@ def test_jobs_steps_and_scopes(events: Path, word: str, expected: list[str]) -> 
     assert scopes(word) == expected
 
 
+def test_an_unknown_name_is_answered_by_those_that_there_are(events: Path) -> None:
+    done = invoke("nonsense")
+    assert isinstance(done.exception, ReportEmpty)
+    hint = str(done.exception.hint)
+    assert hint.startswith("here are ") and "slurm-12.1" in hint and "local-2-2" in hint
+
+
 def test_files_directories_and_standard_input(events: Path) -> None:
     assert scopes(str(events / "slurm-12.1.jsonl")) == ["slurm-12.1"]
     assert len(scopes(str(events))) == 5

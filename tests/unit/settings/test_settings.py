@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcpod.errors import HpcpodError, UsageError
-from hpcpod.images.limits import Limits, configured
+from hpcpod.images.limits import DEFAULT_LIMITS, Limits, configured
 from hpcpod.model import FileStamp
-from hpcpod.settings import Quota, Settings, parse_settings, read_settings
+from hpcpod.settings import SIZES, Quota, Settings, parse_settings, read_settings
 from tests import needs
 
 PATH = "/etc/hpcpod/hpcpod.toml"
@@ -75,7 +75,7 @@ def test_every_key() -> None:
     [
         ("[site]\naccount = 65433", Settings(account="65433")),
         ('[site]\nstore = ""', Settings(site="")),
-        ("[site]\nquota = 1000", Settings(site_quota=Quota(bytes=1000))),
+        ("[site]\nquota = 2000000", Settings(site_quota=Quota(bytes=2000000))),
         ('[user]\nquota = "100%"', Settings(user_quota=Quota(percent=100))),
         ("[store]\nhigh = 80\nlow = 80", Settings(high=80, low=80)),
     ],
@@ -114,7 +114,11 @@ def test_values(text: str, expected: Settings) -> None:
         ("[site]\nquota = '0%'", "[site] quota: expected a size such as 200G, or a percentage such as 40%"),
         ("[site]\nquota = '101%'", "[site] quota: expected a size such as 200G, or a percentage"),
         ("[site]\nquota = '5 %'", "[site] quota: expected a size such as 200G, or a percentage"),
-        ("[user]\nquota = 0", "[user] quota: expected a size above 0"),
+        ("[user]\nquota = 0", "[user] quota 0: not a positive size"),
+        ("[user]\nquota = 40", "[user] quota 40: 40 bytes, a unit is missing"),
+        ("[site]\nquota = '512K'", "[site] quota 512K: less than 1M"),
+        ("[limits]\nbytes_out = 64", "[limits] bytes_out 64: 64 bytes, a unit is missing"),
+        ("[limits]\nzstd_window = '0'", "[limits] zstd_window 0: not a positive size"),
         ("[user]\nquota = -5", "[user] quota -5: not a size"),
         ("[user]\nquota = 'much'", "[user] quota much: not a size"),
         ("[user]\nquota = 2021-01-01", "[user] quota: expected str or int, got datetime.date(2021, 1, 1)"),
@@ -131,6 +135,17 @@ def test_values(text: str, expected: Settings) -> None:
 )
 def test_what_is_wrong_is_said_in_one_line(text: str | bytes, message: str) -> None:
     assert said(text).startswith(f"configuration {PATH}: {message}")
+
+
+def test_sizes_among_the_limits_are_those_of_a_mebibyte_and_more() -> None:
+    large = {
+        name for name, value in vars(DEFAULT_LIMITS).items() if name.endswith(("bytes", "_out", "window"))
+    }
+    assert set(SIZES) == {name for name in large if vars(DEFAULT_LIMITS)[name] >= 1 << 20}
+
+
+def test_counts_may_be_small() -> None:
+    assert parse("[limits]\nlayers = 3\nname_bytes = 100").limits == (("layers", 3), ("name_bytes", 100))
 
 
 _KEYS = st.sampled_from(
