@@ -18,6 +18,8 @@ from hpcpod.model import FileStamp
 from hpcpod.sizes import QUOTA_LEAST, is_number, parse_bytes, parse_size
 
 PATH = "/etc/hpcpod/hpcpod.toml"
+_OVERFLOW = 65534
+"""/proc/sys/kernel/overflowuid, unless somebody has changed it."""
 _LONGEST = 1 << 20
 _PERCENT = 100
 _OF_NODE = (errno.EIO, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
@@ -102,10 +104,25 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     return parse_settings(raw, path, stamp)
 
 
+def is_roots(uid: int) -> bool:
+    """Whether a file of this owner is root's, as far as can be told.
+
+    In a user namespace that does not map root (user_namespaces(7)) its files look like those of others that
+    are not mapped; what lies in directories that only they can write is root's all the same.
+    """
+    if uid != _OVERFLOW:
+        return uid == 0
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            return all(line.split()[1] != "0" for line in file)
+    except OSError:
+        return False
+
+
 def _check_owner(path: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(f"configuration {path}: not a regular file")
-    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+    if not (is_roots(status.st_uid) or status.st_uid == os.geteuid()) or status.st_mode & 0o022:
         raise UsageError(
             f"configuration {path}: owner {status.st_uid}, mode {status.st_mode & 0o7777:04o}: "
             "others could change it",

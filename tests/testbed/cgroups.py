@@ -7,6 +7,7 @@ often keeps the testers themselves in it.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import dataclass
@@ -89,8 +90,9 @@ def processes(top: str) -> list[int]:
     for group in groups(top):
         try:
             found.update(int(word) for word in (group / "cgroup.procs").read_text().split())
-        except FileNotFoundError:
-            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # it went before the look, or during it
+                raise
     return sorted(found)
 
 

@@ -196,7 +196,7 @@ class Rig:
 
 def leftovers(store: Path, runtime: Path) -> list[str]:
     """What lies in a store and a run-time directory that nobody will use."""
-    known = {"version", "images", "tmp", "garbage"}
+    known = {"version", "images", "tmp", "garbage", "unsigned"}
     left = [str(path) for path in store.iterdir() if path.name not in known] if store.exists() else []
     for name in ("tmp", "garbage"):
         left += [str(path) for path in (store / name).iterdir()] if (store / name).exists() else []

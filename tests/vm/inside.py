@@ -43,7 +43,8 @@ def prepare() -> None:
         mount_disk(disk)
         place(disk).chmod(0o777)
         keys = f'store = "{place(disk)}/site"\nrun = "/run/site-{disk}"\naccount = "{ACCOUNT}"\n'
-        Path(f"/run/{disk}.toml").write_text(f"[site]\n{keys}")
+        Path(f"/run/{disk}.toml").write_text(f'[site]\n{keys}[trust]\npolicy = "/run/policy.json"\n')
+    Path("/run/policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
     Path("/run/hpcpod-own").mkdir(0o700)
     os.chown("/run/hpcpod-own", 1001, 1001)
     # data of each block of its own, so that no region is compressed away

@@ -218,7 +218,13 @@ def _present(
     admission: Admission,
 ) -> Present:
     _check_packed(image, f"{wish.runtime}/verified")
-    guards = (stamp, wish.settings.stamp, *wish.terms.gates.stamps, *_what_root_mounts(wish.site, image))
+    guards = (
+        stamp,
+        wish.settings.stamp,
+        *wish.terms.gates.stamps,
+        *_what_root_mounts(wish.site, image),
+        *_what_fuse_shows(image),
+    )
     return Present(
         image,
         phases,

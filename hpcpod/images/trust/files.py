@@ -10,6 +10,7 @@ from hpcpod.errors import TrustUnusable
 from hpcpod.images.trust.keys import DATA_MAX
 from hpcpod.log import shown
 from hpcpod.model import FileStamp
+from hpcpod.settings import is_roots
 
 NAMES_MAX = 4096
 """Entries of a trust directory."""
@@ -104,7 +105,9 @@ class Files:
     def _open(self, path: str, flags: int) -> int | None:
         try:
             return os.open(path, flags)
-        except (FileNotFoundError, NotADirectoryError):  # a home may be /dev/null
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:  # a home may be /dev/null
+            if isinstance(error, PermissionError) and (self.strict or _is_reached(path)):
+                raise _unreadable(path, error) from None
             # A link that leads nowhere is there: somebody wanted a file.
             if os.path.islink(path):
                 raise TrustUnusable(f"{shown(path)}: a link to something that is not there") from None
@@ -113,6 +116,15 @@ class Files:
             return None
         except (OSError, ValueError) as error:
             raise _unreadable(path, error) from None
+
+
+def _is_reached(path: str) -> bool:
+    """Whether the directories on the way let this user see it: a home may be somebody else's."""
+    try:
+        os.lstat(path)
+    except OSError:
+        return False
+    return True
 
 
 def _unreadable(path: str, error: OSError | ValueError) -> TrustUnusable:
@@ -127,7 +139,8 @@ def _stamp(path: str, status: os.stat_result) -> FileStamp:
 
 
 def _check_owner(path: str, status: os.stat_result, owners: frozenset[int]) -> None:
-    if status.st_uid not in owners or status.st_mode & 0o022:
+    trusted = status.st_uid in owners or (0 in owners and is_roots(status.st_uid))
+    if not trusted or status.st_mode & 0o022:
         raise TrustUnusable(
             f"{shown(path)}: owner {status.st_uid}, mode {status.st_mode & 0o7777:04o}: "
             "others could change it",
@@ -144,7 +157,7 @@ def check_parents(path: str, owners: frozenset[int]) -> None:
     while True:
         status = os.stat(directory)
         open_to_others = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
-        if status.st_uid not in owners | {0} or open_to_others:
+        if not (status.st_uid in owners or is_roots(status.st_uid)) or open_to_others:
             raise TrustUnusable(
                 f"{shown(path)}: directory {shown(directory)} has owner {status.st_uid}, mode "
                 f"{status.st_mode & 0o7777:04o}: others could replace it",

@@ -190,13 +190,13 @@ static unsigned long long nanoseconds(struct timespec time)
 	return (unsigned long long)time.tv_sec * 1000000000ULL + (unsigned long long)time.tv_nsec;
 }
 
-/* A guard of zeros says that there was no such file. */
+/* A guard of zeros says that there was no such file, or none that this user could get at. */
 static bool guard_holds(const struct op *op)
 {
 	struct stat s;
 
 	if (stat(op->word[0], &s) < 0)
-		return op->kind == OP_GUARD && (errno == ENOENT || errno == ENOTDIR) && same(op->word[2], 0);
+		return op->kind == OP_GUARD && (errno == ENOENT || errno == ENOTDIR || errno == EACCES) && same(op->word[2], 0);
 	if (!same(op->word[1], s.st_dev) || !same(op->word[2], s.st_ino))
 		return false;
 	return op->kind != OP_GUARD ||
