@@ -39,6 +39,7 @@ from hpcpod.images.sources.manifest import parse_config
 from hpcpod.images.sources.reference import parse_reference
 from hpcpod.images.sources.source import open_source
 from hpcpod.images.stores.forms import entry_name, parse_entry
+from hpcpod.images.stores.place import place_of
 from hpcpod.images.stores.seal import digest_of, opened
 from hpcpod.images.stores.summary import from_json
 from hpcpod.model import Form, FuseImage, Platform, Rootfs, Tree, VerifiedImage
@@ -281,12 +282,6 @@ class Store:
         from hpcpod.images.unpacking.tree import remove_tree
 
         remove_tree(path)
-
-
-def place_of(path: str) -> str:
-    """Which directory this is, by whatever path, also when it was moved.  Raises OSError."""
-    status = os.lstat(path)
-    return f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}:{status.st_ino}"
 
 
 def content_name(form: Form) -> str:

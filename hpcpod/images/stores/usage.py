@@ -8,12 +8,11 @@ import re
 from collections.abc import Iterator
 
 from hpcpod.frozen import frozen
-from hpcpod.images.stores.store import FACTS, PINNED, ROOTFS, Store, StoredImage, content_name, place_of
+from hpcpod.images.stores.place import DEVICE, ROOT, place_of, plain, within
+from hpcpod.images.stores.store import FACTS, PINNED, ROOTFS, Store, StoredImage, content_name
 from hpcpod.model import Form, mark_of
 
-_DEVICE, _ROOT, _POINT = 2, 3, 4
 _LOOP, _MAPPED = "/dev/loop", "/dev/dm-"
-_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 @frozen
@@ -71,9 +70,9 @@ def _lines(pid: str) -> Iterator[MountLine]:
         with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 before, _, after = line.partition(" - ")
-                fields, (kind, source, options, *_) = before.split(" "), map(_plain, after.split(" "))
-                root, below = _plain(fields[_ROOT]), _files_below(source)
-                yield MountLine(fields[_DEVICE], root, kind, source, options, below)
+                fields, (kind, source, options, *_) = before.split(" "), map(plain, after.split(" "))
+                root, below = plain(fields[ROOT]), _files_below(source)
+                yield MountLine(fields[DEVICE], root, kind, source, options, below)
     except OSError:
         return  # ended meanwhile, or another user's
 
@@ -107,7 +106,7 @@ def user_of(store: Store, image: StoredImage, mounted: Mounted, present: str = "
     path = store.path(image.digest, form)
     now = present or path
     try:
-        tree, mark = _within(now), mark_of(image.digest, place_of(now))
+        tree, mark = within(now), mark_of(image.digest, place_of(now))
     except OSError:
         return None
     packed = _device_of(store.mount_point(image.digest, form)) if store.site else ""
@@ -135,7 +134,7 @@ def is_root_of_pod(path: str) -> bool:
     What lies in the garbage may be the account's that unpacks: nothing in it is read.
     """
     try:
-        tree, end = _within(path), mark_of("", place_of(path))
+        tree, end = within(path), mark_of("", place_of(path))
     except OSError:
         return False
     return any(
@@ -149,34 +148,6 @@ def is_root_of_pod(path: str) -> bool:
 def _parent_of_tree(root: str) -> str:
     """The entry of whose tree this is the root; empty for what is no tree."""
     return root.removesuffix(f"/{ROOTFS}") if root.endswith(f"/{ROOTFS}") else ""
-
-
-def _within(path: str) -> tuple[str, str]:
-    """Where a directory lies as mount tables say it: device, and path within that file system.
-
-    Directories of two stores may end in the same names, and links and mounts may lead to one by many paths.
-    Raises OSError.
-    """
-    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        seen = os.readlink(f"/proc/self/fd/{fd}")
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            number = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
-    finally:
-        os.close(fd)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            fields = line.split(" ")
-            if fields[0] == number:
-                root, point = _plain(fields[_ROOT]), _plain(fields[_POINT])
-                below = seen.removeprefix(point.rstrip("/"))
-                return fields[_DEVICE], f"{root.rstrip('/')}{below}"
-    return "", path  # unmounted this moment
-
-
-def _plain(field: str) -> str:
-    r"""A field of a mount table without its escapes, ``\040`` for a space (proc(5))."""
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), field) if "\\" in field else field
 
 
 def _device_of(path: str) -> str:
