@@ -62,7 +62,7 @@ _AGED = ("locks", "verified")
 _OF_ENTRIES = ("", "entry-", "image-")
 """What comes before an entry's name in those folders."""
 
-_VARIES = ("when", "seconds", "why", "reference")
+_VARIES = ("when", "seconds", "why", "reference", "seal")
 """Fields of meta.json that say when and how, not what."""
 
 

@@ -22,7 +22,7 @@ from tests.integration.pod.test_cost import CALLS_ALONE, traced
 
 pytestmark = pytest.mark.needs("plain", "userns", "native", "overlay", "fuse")
 
-FUSE = "- fuse.squashfuse /"
+FUSE = "- fuse.squashfuse sha256:"
 
 
 @pytest.fixture
@@ -139,7 +139,8 @@ def test_by_the_command_line(plain_pods: Pods) -> None:
     runs = [plain_pods.start(*words, options=options, env=step(n, 4) if n < 4 else {}) for n in range(8)]
     for run in runs:
         out, err = run.communicate(timeout=60)
-        assert (run.returncode, err) == (0, "")
+        # One of them has fetched it, and says that nobody has a policy.
+        assert (run.returncode, "" if "on their digest alone" in err else err) == (0, "")
         assert out.startswith(f"{plain_pods.account.uid} 700\n") and FUSE in out
     assert len(list((plain_pods.runtime / "mounts").iterdir())) == 1
     (file,) = plain_pods.store.glob("images/sha256-*.squashfs/rootfs.squashfs")
@@ -169,7 +170,7 @@ def test_the_image_is_mounted_read_only_and_owned_by_the_user(packed: Packed) ->
     show = "grep ' / / ' /proc/self/mountinfo; stat -c '%U %u %a' /root /etc/os-release"
     lines = packed.pods.out("sh", "-c", f"{show}; ls /root && echo readable").splitlines()
     assert (
-        f"- fuse.squashfuse {packed.file} " in lines[0]
+        f"{FUSE}{packed.file.parent.name[7:71]}@" in lines[0]
         and " ro,nosuid,nodev" in lines[0]
         and "default_permissions" in lines[0]
     )
