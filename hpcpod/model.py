@@ -83,7 +83,7 @@ Rootfs = Tree | FuseImage
 class FileStamp:
     """Identity of a file at one moment (stat(2)); equal stamps mean that nothing was written since.
 
-    All numbers 0: there was no such file.
+    All numbers 0: there was no such file.  All but a size of 1: this user may not see whether there is one.
     """
 
     path: str

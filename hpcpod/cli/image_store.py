@@ -16,6 +16,7 @@ from hpcpod.images.limits import configured
 from hpcpod.images.sources.access import Access
 from hpcpod.images.sources.checks import parse_checks
 from hpcpod.images.sources.platforms import platform_of
+from hpcpod.images.sources.registry.blobs import KEEP_SECONDS
 from hpcpod.images.stores import collect, mounts, usage
 from hpcpod.images.stores.destination import sweep_announced
 from hpcpod.images.stores.explain import explain
@@ -24,7 +25,7 @@ from hpcpod.images.stores.names import forget
 from hpcpod.images.stores.removal import remove_damaged, remove_entry
 from hpcpod.images.stores.site import open_for_root
 from hpcpod.images.stores.store import Store, StoredImage, open_site, open_store
-from hpcpod.images.stores.upkeep import find_stored
+from hpcpod.images.stores.upkeep import find_stored, forget_blobs
 from hpcpod.images.stores.upkeep import pin as pin_image
 from hpcpod.images.stores.upkeep import unpin as unpin_image
 from hpcpod.images.stores.verify import Verdict, damaged
@@ -77,6 +78,7 @@ def gc(everything: bool, site: bool) -> None:
     if not site:
         runtime = runtime_directory(os.environ, os.getuid())
         leftovers += sweep_runtime(runtime) + sweep_announced(f"{runtime}/unpacking")
+    leftovers += forget_blobs(store, 0 if everything else KEEP_SECONDS)
     for name in remove_damaged(store):
         progress.note(f"removed {name}: damaged")
         leftovers += 1

@@ -14,6 +14,7 @@ from hpcpod.cli.suggest import Suggesting
 from hpcpod.errors import UsageError
 from hpcpod.images.limits import configured
 from hpcpod.images.sources.access import Access
+from hpcpod.images.sources.checks import parse_checks
 from hpcpod.images.sources.platforms import parse_platform, platform_of
 from hpcpod.images.sources.reference import parse_reference
 from hpcpod.images.sources.source import open_source
@@ -187,8 +188,17 @@ def list_rules(as_json: bool) -> None:
     "--site", is_flag=True, help="Whether it may go into the site's store, not whether you may run it."
 )
 @click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="Of the image, if it is not this machine's.")
+@click.option(
+    "--insecure-options",
+    "insecure",
+    metavar="CHECK,...",
+    multiple=True,
+    help="Switch off checks of registries: tls (certificates), http (registries without TLS).",
+)
 @_JSON
-def explain(reference: str, site: bool, platform: str | None, as_json: bool) -> int:
+def explain(
+    reference: str, site: bool, platform: str | None, insecure: tuple[str, ...], as_json: bool
+) -> int:
     """Show which rules are for an image, which keys were tried, what was found, and the verdict.
 
     Ends with 0 if the image is accepted, and with 1 if not.
@@ -196,7 +206,7 @@ def explain(reference: str, site: bool, platform: str | None, as_json: bool) -> 
     settings = read_settings(os.environ)
     gates = read_gates(settings, os.environ, os.getuid())
     wanted = parse_platform(platform) if platform else platform_of(os.uname().machine)
-    access = Access(environment=os.environ)
+    access = Access(os.environ, parse_checks(insecure, "option --insecure-options"))
     with open_source(parse_reference(reference), configured(settings), access) as source:
         subject = source.subject(wanted)
         signatures = source.signatures(wanted)

@@ -15,6 +15,7 @@ from hpcpod.sizes import LAYER_LEAST, is_number, parse_bytes
 REQUEST_VARIABLES: tuple[str, ...] = (
     "HOME",
     "USER",
+    "XDG_CONFIG_HOME",
     "HPCPOD_CONFIG",
     "HPCPOD_STORE",
     "HPCPOD_RUNTIME",

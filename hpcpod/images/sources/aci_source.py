@@ -66,8 +66,8 @@ class AciSource(FileSource):
         self._scanned: Scanned | None = None
 
     def find(self, platform: Platform) -> str:
-        """The image ID: the pinned one, which describe() checks, else that of the file's content."""
-        return self._pin or self._known or self._scan().layer.diff_id
+        """The image ID of the file's content; a pin says what it has to be, and no reason to believe it."""
+        return self._known or self._scan().layer.diff_id
 
     def describe(self, platform: Platform) -> Described:
         """The manifest, as a configuration of the image-spec; the bytes that gave it had the pinned ID."""

@@ -82,18 +82,15 @@ class DirSource:
 
     def assume(self, digest: str) -> None:
         """Let find() answer a digest that was found for this identity, without reading the tree."""
-        self._known = digest
+        self._known = self._check_pin(digest)
 
     def find(self, platform: Platform) -> str:
-        """The digest of the tree: the pinned one, which unpack() checks, else that of its content."""
-        return self._pin or self._known or self._digest(Silent())
+        """The digest of the tree; a pin says what it has to be, and is no reason to believe it."""
+        return self._known or self._digest(Silent())
 
     def describe(self, platform: Platform) -> Described:
-        """What its maker left in it, as a configuration of the image-spec.
-
-        A pinned tree is not read for its digest here: unpack() reads all of it once.
-        """
-        digest = self._pin or self._digest(Silent())
+        """What its maker left in it, as a configuration of the image-spec."""
+        digest = self._digest(Silent())
         try:
             self._found = self._config(self._path)
             built_for = Platform("linux", self._found.architecture) if self._found.architecture else platform
@@ -135,7 +132,7 @@ class DirSource:
         from hpcpod.images.unpacking.pipeline import Budget
 
         self._check_outside(directory)
-        budget, expected = Budget(self._limits), self._pin or self._hash
+        budget, expected = Budget(self._limits), self._hash
         with filling(directory, (0, 0), self._limits, progress, readable) as applier:
             tree = DirTree(self._fd, self._limits, budget.spend, progress.advance)
             try:
@@ -161,10 +158,19 @@ class DirSource:
 
             tree = DirTree(self._fd, self._limits, Budget(self._limits).spend, progress.advance)
             try:
-                self._hash = tree.hash()
+                self._hash = self._check_pin(tree.hash())
             except (HpcpodError, OSError) as error:
                 self._fail(error)
         return self._hash
+
+    def _check_pin(self, digest: str) -> str:
+        """The digest, if the reference pins no other.  Raises ImageDigestMismatch."""
+        if self._pin not in ("", digest):
+            raise ImageDigestMismatch(
+                f"image {self.name}: pinned to {self._pin}, but has {digest}",
+                hint="the directory was changed since its digest was noted, or that is of another image",
+            )
+        return digest
 
     def _config(self, path: str) -> TreeConfig:
         from hpcpod.images.contents.inside import Inside

@@ -73,7 +73,7 @@ class FileSource:
 
     def assume(self, digest: str) -> None:
         """Let find() answer a digest that was found for this identity, without reading the file."""
-        self._known = digest
+        self._known = self._check_pin(digest)
 
     def signatures(self, platform: Platform) -> tuple[Signature, ...]:
         """None, unless the format has a place for them."""
@@ -90,6 +90,11 @@ class FileSource:
 
     def _check_pin(self, digest: str) -> str:
         """The digest, if the reference pins no other.  Raises ImageDigestMismatch."""
+        if self._known not in ("", digest):
+            raise ImageDigestMismatch(
+                f"had {self._known} when it was read last, has {digest} now, and its times are the same",
+                hint="somebody wrote to it behind the file system's back; touch it to have it read anew",
+            )
         if self._pin not in ("", digest):
             raise ImageDigestMismatch(
                 f"pinned to {self._pin}, but has {digest}",

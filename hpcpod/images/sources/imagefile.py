@@ -37,8 +37,8 @@ class ImageFile(FileSource):
         self._file = HashedFile(self._fd, self._size)
 
     def find(self, platform: Platform) -> str:
-        """The digest of the file: the pinned one, which unpack() checks, else that of its content."""
-        return self._pin or self._known or self._digest()
+        """The digest of the file's content; a pin says what it has to be, and is no reason to believe it."""
+        return self._known or self._digest()
 
     def describe(self, platform: Platform) -> Described:
         """What the file says of itself, as a configuration of the image-spec."""

@@ -124,6 +124,8 @@ def _remembered(wish: _Wish) -> Present | None:
     if wish.reference.transport != "docker":
         return None
     known = names.recall(wish.stores, wish.reference, wish.platform)
+    if known and wish.reference.short and not _still_means(wish, known):
+        known = None
     image = wish.find(known.digest) if known and wish.pull is not Pull.ALWAYS else None
     if known is None or image is None:
         if wish.pull is Pull.NEVER:
@@ -140,6 +142,14 @@ def _remembered(wish: _Wish) -> Present | None:
         stamp = _remember(wish, known.subject, admission)
     phases = (Phase("resolve", start, resolved), _since("verify", resolved))
     return _present(wish, image, stamp, phases, admission)
+
+
+def _still_means(wish: _Wish, known: Known) -> bool:
+    """Whether registries.conf still lets a short name mean what it meant.  Raises RegistryDenied."""
+    from hpcpod.images.sources.registry.source import RegistrySource
+
+    with RegistrySource(wish.reference, wish.limits, wish.access) as source:
+        return source.may_mean(known.subject.identity)
 
 
 def _collect(wish: _Wish, known: Known) -> tuple[Signature, ...]:
@@ -177,7 +187,7 @@ def _recognised(wish: _Wish, source: Source) -> str:
 
     Empty where there is none to remember.
     """
-    if wish.reference.transport not in names.REMEMBERED or wish.reference.digest:
+    if wish.reference.transport not in names.REMEMBERED:
         return ""
     identity = source.identity()
     known = names.recall((wish.own,), wish.reference, wish.platform) if identity else None
@@ -236,8 +246,8 @@ def _present(
 
 def _must_ask(wish: _Wish) -> bool:
     """Whether the next start has to look again: no file tells that the meaning has changed."""
-    if wish.reference.transport == "dir":
-        return not wish.reference.digest
+    if wish.reference.transport == "dir" or wish.reference.short:
+        return True
     return wish.reference.transport == "docker" and wish.pull is Pull.ALWAYS
 
 

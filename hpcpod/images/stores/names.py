@@ -89,17 +89,29 @@ def _load(path: str) -> Known:
     ):
         raise ValueError
     found = fields["signatures"]
-    subject: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields["subject"].items()
-    }
     return Known(
         digest=fields["digest"],
-        subject=Subject(**subject),
+        subject=_subject(fields["subject"], fields["digest"]),
         signatures=None if found is None else tuple(map(_signature, found)),
         identity=fields["identity"],
         when=int(fields["when"]),
         stamp=stamp_of(path, status),
     )
+
+
+def _subject(fields: dict[str, Any], digest: str) -> Subject:
+    """What policies are asked about.  Raises ValueError, TypeError for what is none, or of another image."""
+    lists = {name: fields[name] for name in ("scopes", "within")}
+    texts = {name: fields[name] for name in ("transport", "identity", "digest", "file")}
+    words = [word for values in (*lists.values(), list(texts.values())) for word in values]
+    if not all(isinstance(values, list) for values in lists.values()) or len(fields) != len(lists) + len(
+        texts
+    ):
+        raise TypeError
+    if not all(isinstance(word, str) for word in words) or texts["digest"] != digest:
+        raise ValueError
+    scopes, within = (tuple(lists[name]) for name in ("scopes", "within"))
+    return Subject(texts["transport"], scopes, texts["identity"], digest, within, texts["file"])
 
 
 def _signature(fields: dict[str, str]) -> Signature:

@@ -91,3 +91,19 @@ def unpin(store: Store, image: StoredImage) -> None:
 def _refused(path: str, error: OSError) -> StoreUnusable:
     code = errno.errorcode.get(error.errno or 0, "error")
     return StoreUnusable(f"{shown(path)}: {os.strerror(error.errno or 0).lower()} ({code})")
+
+
+def forget_blobs(store: Store, older_than: float) -> int:
+    """Remove layers that failed pulls have left and that are older, in seconds; how many.
+
+    In the site's store they are its account's, which removes them.
+    """
+    from hpcpod.images.sources.registry.blobs import sweep_blobs
+    from hpcpod.images.stores.account import as_account, count_of
+    from hpcpod.images.stores.site import SiteStore
+
+    place = f"{store.tmp}/blobs"
+    if not isinstance(store, SiteStore):
+        return sweep_blobs(place, older_than)
+    with as_account(store.account, lambda: sweep_blobs(place, older_than)) as answer:
+        return count_of(answer)

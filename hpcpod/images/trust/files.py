@@ -111,7 +111,8 @@ class Files:
             # A link that leads nowhere is there: somebody wanted a file.
             if os.path.islink(path):
                 raise TrustUnusable(f"{shown(path)}: a link to something that is not there") from None
-            self._stamps[path] = FileStamp(path, 0, 0, 0, 0, 0)
+            unseen = isinstance(error, PermissionError)
+            self._stamps[path] = FileStamp(path, 0, 0, int(unseen), 0, 0)
             self.note(path)
             return None
         except (OSError, ValueError) as error:

@@ -190,13 +190,24 @@ static unsigned long long nanoseconds(struct timespec time)
 	return (unsigned long long)time.tv_sec * 1000000000ULL + (unsigned long long)time.tv_nsec;
 }
 
-/* A guard of zeros says that there was no such file, or none that this user could get at. */
+/* A guard of zeros says that there was no such file, nor a link; with a size of 1, that nobody let this user see. */
+static bool still_absent(const struct op *op)
+{
+	struct stat s;
+
+	if (lstat(op->word[0], &s) == 0)
+		return false;
+	return same(op->word[3], 1) ? errno == EACCES : errno == ENOENT || errno == ENOTDIR;
+}
+
 static bool guard_holds(const struct op *op)
 {
 	struct stat s;
 
+	if (op->kind == OP_GUARD && same(op->word[2], 0))
+		return still_absent(op);
 	if (stat(op->word[0], &s) < 0)
-		return op->kind == OP_GUARD && (errno == ENOENT || errno == ENOTDIR || errno == EACCES) && same(op->word[2], 0);
+		return false;
 	if (!same(op->word[1], s.st_dev) || !same(op->word[2], s.st_ino))
 		return false;
 	return op->kind != OP_GUARD ||

@@ -20,7 +20,7 @@ enum { GROUPS_MAX = 65536 }; /* the kernel's NGROUPS_MAX; musl's is 32 */
  * variables, and the rank's own values are used.
  */
 static const char *const request_variables[] = {
-	"HOME", "USER", "HPCPOD_CONFIG", "HPCPOD_STORE", "HPCPOD_RUNTIME", "HPCPOD_BIND", "HPCPOD_MPI", "PMIX_SECURITY_MODE",
+	"HOME", "USER", "XDG_CONFIG_HOME", "HPCPOD_CONFIG", "HPCPOD_STORE", "HPCPOD_RUNTIME", "HPCPOD_BIND", "HPCPOD_MPI", "PMIX_SECURITY_MODE",
 };
 
 /* FNV-1a of 128 bits: a name for a directory of the user's own, where nobody else can plant a collision. */

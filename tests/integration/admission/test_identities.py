@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from tests.conftest import Account
 from tests.integration.admission.conftest import Starter
-from tests.integration.pod.image import small_tree
+from tests.integration.pod.image import small_tree, write_layout
 
 pytestmark = pytest.mark.needs("native", "userns")
 
@@ -113,3 +114,53 @@ def test_a_file_is_hashed_once(starter: Starter, tree: Path) -> None:
     assert starter.version(reference, "--env=A=2") == "two"
     starter.hpcpod("image", "gc", "--all")
     assert starter.version(reference, "--env=A=3") == "two"
+
+
+def pinned(starter: Starter, reference: str) -> str:
+    done = starter.hpcpod("image", "pull", "--insecure-options=signature", reference)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("transport", ["dir", "sqsh"])
+@pytest.mark.needs("squashfs-tools")
+def test_a_pin_is_no_reason_to_believe_it(starter: Starter, tree: Path, transport: str) -> None:
+    """A forbidden image does not run under the name of a permitted place."""
+    home = starter.account.home
+    (home / "ok").mkdir()
+    (home / "ok/tree").mkdir()
+    (home / "ok/file").write_text("no squashfs")
+    permitted, forbidden = home / "ok/tree", tree
+    if transport == "sqsh":
+        permitted, forbidden = home / "ok/file", home / "image.sqsh"
+        subprocess.run(["mksquashfs", str(tree), str(forbidden), "-quiet", "-no-progress"], check=True)
+    digest = pinned(starter, f"{transport}:{forbidden}")
+    scopes = {str(home / "ok"): [{"type": "insecureAcceptAnything"}]}
+    text = json.dumps({"default": [{"type": "reject"}], "transports": {transport: scopes}})
+    starter.write(home / ".config/containers/policy.json", text)
+    starter.refused(f"{transport}:{forbidden}@{digest}")
+    starter.refused(f"{transport}:{permitted}@{digest}", slug="image-digest")
+    settle()
+    starter.refused(f"{transport}:{permitted}@{digest}", slug="image-digest")
+
+
+def test_a_right_pin_starts(starter: Starter, tree: Path) -> None:
+    reference = f"dir:{tree}"
+    digest = pinned(starter, reference)
+    assert starter.version(f"{reference}@{digest}") == "one"
+    (tree / "etc/os-release").write_text("ID=two\n")
+    starter.refused(f"{reference}@{digest}", slug="image-digest")
+
+
+def test_a_policy_of_another_configuration_directory_counts(starter: Starter, tree: Path) -> None:
+    """XDG_CONFIG_HOME says where the user's trust directory is; a plan made without it does not do."""
+    digest = pinned(starter, f"dir:{tree}")
+    assert starter.version(f"dir:{tree}@{digest}") == "one"
+    reference = f"oci:{starter.account.home}/layout:latest"
+    write_layout(starter.account.home / "layout", small_tree())
+    assert starter.run(reference).returncode == 0
+    other = starter.account.home / "other"
+    (other / "hpcpod/trust/rules").mkdir(parents=True)
+    (other / "hpcpod/trust/rules/bad.json").write_text("{}")
+    starter.env["XDG_CONFIG_HOME"] = str(other)
+    starter.refused(reference, slug="trust-unusable")

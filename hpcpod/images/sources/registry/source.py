@@ -125,6 +125,14 @@ class RegistrySource:
         """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
         check_platform(self.name, built_for, wanted)
 
+    def may_mean(self, identity: str) -> bool:
+        """Whether the reference could be for the image of this full name, as the configuration is now."""
+        repository = identity.partition("@")[0]
+        full = parse_name(repository, short=False)
+        return full is not None and any(
+            (name.host, name.path) == (full.host, full.path) for name in self._names
+        )
+
     def identity(self) -> str:
         """None: only the registry knows."""
         return ""
