@@ -21,6 +21,7 @@ from hpcpod.images.sources.aci import AciManifest, image_config, parse_aci_manif
 from hpcpod.images.sources.filesource import FileSource, OwnBlob
 from hpcpod.images.sources.layout import open_regular, read_at
 from hpcpod.images.sources.manifest import Compression, Descriptor, Layer, parse_config
+from hpcpod.images.sources.platforms import check_fits
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.source import Described, Part
 from hpcpod.images.trust.facts import Signature, SignatureKind, Subject
@@ -79,7 +80,7 @@ class AciSource(FileSource):
                 hint="an image that was rendered into one has none",
             )
         built_for = platform_for(manifest, platform)
-        self.check_platform(built_for, platform)
+        check_fits(built_for, platform, self.name)
         raw = image_config(manifest, built_for, scanned.layer.diff_id)
         config = parse_config(raw, f"{self.name}: configuration", self._limits)
         part = Part(scanned.layer.blob.digest, scanned.layer.compression.value, self._size)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 
-from hpcpod.errors import HpcpodError, ImageDigestMismatch, ImageInvalid, ImagePlatformMismatch
+from hpcpod.errors import HpcpodError, ImageDigestMismatch, ImageInvalid
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.dirtree import DirTree, Fingerprint, fingerprint, open_tree
 from hpcpod.images.sources.layout import stamp_of
 from hpcpod.images.sources.manifest import parse_config
-from hpcpod.images.sources.platforms import fits
+from hpcpod.images.sources.platforms import check_fits
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.source import Described, Part
 from hpcpod.images.sources.treeconfig import TreeConfig, config_bytes, read_config
@@ -94,7 +94,7 @@ class DirSource:
         try:
             self._found = self._config(self._path)
             built_for = Platform("linux", self._found.architecture) if self._found.architecture else platform
-            self.check_platform(built_for, platform)
+            check_fits(built_for, platform, self.name)
             raw = config_bytes(built_for, self._found.fields)
             config = parse_config(raw, "configuration", self._limits)
         except (HpcpodError, OSError) as error:
@@ -108,14 +108,6 @@ class DirSource:
             config_bytes=raw,
             details=self._found.notes,
         )
-
-    def check_platform(self, built_for: Platform, wanted: Platform) -> None:
-        """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
-        if not fits(built_for, wanted):
-            raise ImagePlatformMismatch(
-                f"image {self.name}: built for {shown(str(built_for))}, not for {wanted}",
-                hint="--platform OS/ARCH chooses another; it runs only where the machine or an emulator can",
-            )
 
     def subject(self, platform: Platform) -> Subject:
         """Scopes: the directory, and those above it."""

@@ -20,6 +20,7 @@ from hpcpod.images.sources.archive import SeekingStream, hint_for
 from hpcpod.images.sources.filesource import FileSource
 from hpcpod.images.sources.layout import Blob, OpenLayout
 from hpcpod.images.sources.manifest import Compression, ConfigDocument, Descriptor, Layer, parse_config
+from hpcpod.images.sources.platforms import check_fits
 from hpcpod.images.sources.reference import Reference, is_digest
 from hpcpod.images.sources.source import Described, Part
 from hpcpod.images.sources.walk import LISTED, Documents
@@ -196,7 +197,7 @@ class DockerArchiveSource(FileSource):
         image, raw, digest = self._read_config()
         try:
             config = parse_config(raw, f"config {shown(image.config)}", self._limits)
-            self.check_platform(config.platform, platform)
+            check_fits(config.platform, platform, self.name)
             layers = self._found(image, config)
             manifest = self._read(MANIFEST)
         except (ImageInvalid, OSError) as error:

@@ -6,10 +6,9 @@ from __future__ import annotations
 import os
 import time
 
-from hpcpod.errors import HpcpodError, ImageDigestMismatch, ImagePlatformMismatch
+from hpcpod.errors import HpcpodError, ImageDigestMismatch
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.layout import Blob, open_regular, read_error, stamp_of
-from hpcpod.images.sources.platforms import fits
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.trust.facts import Signature, Subject, path_scopes
 from hpcpod.log import shown
@@ -58,14 +57,6 @@ class FileSource:
     def stamp(self) -> FileStamp:
         """Identity of the file."""
         return self._stamp
-
-    def check_platform(self, built_for: Platform, wanted: Platform) -> None:
-        """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
-        if not fits(built_for, wanted):
-            raise ImagePlatformMismatch(
-                f"image {self._name}: built for {shown(str(built_for))}, not for {wanted}",
-                hint="--platform OS/ARCH chooses another; it runs only where the machine or an emulator can",
-            )
 
     def identity(self) -> str:
         """Tells this content from any other that the file may have; empty where it was written just now."""

@@ -13,6 +13,7 @@ from hpcpod.images.limits import Limits
 from hpcpod.images.sources.filesource import FileSource
 from hpcpod.images.sources.hashedfile import HashedFile
 from hpcpod.images.sources.manifest import parse_config
+from hpcpod.images.sources.platforms import check_fits
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.source import Described, Part
 from hpcpod.images.sources.treeconfig import TreeConfig, config_bytes, read_config
@@ -84,7 +85,7 @@ class ImageFile(FileSource):
         image = self._open()
         config = self._config(image)
         built_for = Platform("linux", config.architecture) if config.architecture else platform
-        self.check_platform(built_for, platform)
+        check_fits(built_for, platform, self.name)
         raw = config_bytes(built_for, config.fields)
         return Described(
             digest=digest,

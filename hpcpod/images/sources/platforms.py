@@ -60,6 +60,6 @@ def check_fits(built_for: Platform, wanted: Platform, image: str) -> None:
     """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for.  image: its name."""
     if not fits(built_for, wanted):
         raise ImagePlatformMismatch(
-            f"image {image}: built for {shown(str(built_for))}, wanted {wanted}",
+            f"image {image}: built for {shown(str(built_for))}, not for {wanted}",
             hint="--platform OS/ARCH chooses another; it runs only where the machine or an emulator can",
         )

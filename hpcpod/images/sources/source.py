@@ -16,7 +16,7 @@ from hpcpod.images.sources.layout import open_layout
 from hpcpod.images.sources.manifest import ConfigDocument
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.resolve import find_manifest
-from hpcpod.images.sources.walk import Documents, check_platform, read_documents
+from hpcpod.images.sources.walk import Documents, read_documents
 from hpcpod.images.trust.facts import Signature, Subject, path_scopes
 from hpcpod.log import Progress
 from hpcpod.model import FileStamp, Platform
@@ -102,9 +102,6 @@ class Source(Protocol):
     def describe(self, platform: Platform) -> Described:
         """Its documents, verified.  Raises ImageInvalid, ImageDigestMismatch, ImagePlatformMismatch."""
 
-    def check_platform(self, built_for: Platform, wanted: Platform) -> None:
-        """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
-
     def identity(self) -> str:
         """What tells the content from any other, where that is cheaper than find(); empty for nothing."""
 
@@ -167,10 +164,6 @@ class OciSource:
         documents = read_documents(self._layout, descriptor, platform, self._limits)
         self._documents = documents
         return described(documents)
-
-    def check_platform(self, built_for: Platform, wanted: Platform) -> None:
-        """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
-        check_platform(self._layout.name, built_for, wanted)
 
     def identity(self) -> str:
         """None: the digest stands in the index."""

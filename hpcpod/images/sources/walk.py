@@ -23,7 +23,7 @@ from hpcpod.images.sources.manifest import (
     parse_index,
     parse_manifest,
 )
-from hpcpod.images.sources.platforms import fits
+from hpcpod.images.sources.platforms import check_fits, fits
 from hpcpod.log import shown
 from hpcpod.model import Platform
 
@@ -186,14 +186,5 @@ def read_documents(origin: Library, descriptor: Descriptor, platform: Platform, 
     check_json_size(manifest.config, config_what, limits)
     config_bytes = origin.read_blob(manifest.config)
     config = parse_config(config_bytes, config_what, limits)
-    check_platform(origin.name, config.platform, platform)
+    check_fits(config.platform, platform, origin.name)
     return Documents(descriptor, layers_of(manifest, config, what), config, manifest_bytes, config_bytes)
-
-
-def check_platform(name: str, built_for: Platform, wanted: Platform) -> None:
-    """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
-    if not fits(built_for, wanted):
-        raise ImagePlatformMismatch(
-            f"image {name}: built for {shown(str(built_for))}, wanted {wanted}",
-            hint="--platform OS/ARCH chooses another; it runs only where the machine or an emulator can",
-        )

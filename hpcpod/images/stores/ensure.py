@@ -169,7 +169,7 @@ def _asked(wish: _Wish) -> Present:
         resolved = time.time_ns()
         image = wish.find(subject.digest)
         if image is not None:
-            source.check_platform(image.platform, wish.platform)
+            check_fits(image.platform, wish.platform, source.name)
         admission = admit(wish.terms, subject, lambda: source.signatures(wish.platform))
         phases: tuple[Phase, ...] = (_since("verify", resolved),)
         if image is None:

@@ -14,6 +14,7 @@ from hpcpod.errors import HpcpodError, StoreFull, StoreUnusable
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import Limits
 from hpcpod.images.sources.access import Access
+from hpcpod.images.sources.platforms import check_fits
 from hpcpod.images.sources.reference import Reference
 from hpcpod.images.sources.source import Described, Source
 from hpcpod.images.stores.embryo import Beating, Embryo, is_at, make_embryo, unique_name
@@ -75,7 +76,7 @@ def fetch(store: Store, source: Source, digest: str, order: Order) -> tuple[Veri
         phases = (Phase("wait", before, start),) if waited else ()
         image = store.find(digest, order.reference, order.limits, form)
         if image is not None:
-            source.check_platform(image.platform, order.platform)
+            check_fits(image.platform, order.platform, source.name)
             return image, (*phases, Phase("verify", start, time.time_ns()))
         store.tidy()
         described = source.describe(order.platform)

@@ -33,7 +33,7 @@ from hpcpod.images.sources.registry.patience import DEFAULT_PATIENCE, Patience
 from hpcpod.images.sources.registry.places import Places
 from hpcpod.images.sources.registry.web import Web
 from hpcpod.images.sources.source import Described, described
-from hpcpod.images.sources.walk import Documents, Found, Walk, check_platform, choose, read_documents
+from hpcpod.images.sources.walk import Documents, Found, Walk, choose, read_documents
 from hpcpod.images.trust.facts import Signature, Subject
 from hpcpod.log import Progress, size
 from hpcpod.model import Platform
@@ -120,10 +120,6 @@ class RegistrySource:
             )
         self._documents = documents
         return described(documents)
-
-    def check_platform(self, built_for: Platform, wanted: Platform) -> None:
-        """Raise ImagePlatformMismatch unless an image for `built_for` is what was asked for."""
-        check_platform(self.name, built_for, wanted)
 
     def may_mean(self, identity: str) -> bool:
         """Whether the reference could be for the image of this full name, as the configuration is now."""
