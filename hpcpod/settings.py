@@ -136,7 +136,7 @@ def parse_settings(raw: bytes, path: str, stamp: FileStamp | None = None) -> Set
 
     try:
         document = tomllib.loads(raw.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise UsageError(f"configuration {path}: not TOML: {error}") from None
     reader = _Reader(path, document)
     default = Settings()

@@ -50,6 +50,7 @@ def parse_name(text: str, *, short: bool) -> DockerName | None:
     if colon >= 0 and not _is_tag(tag):
         return None
     host, path = _split_host(name)
+    host = plain_host(host)
     if not path or len(name) > NAME_MAX or not all(map(_is_component, path.split("/"))):
         return None
     if host and not _is_host(host):
@@ -59,6 +60,14 @@ def parse_name(text: str, *, short: bool) -> DockerName | None:
     elif host in (HUB, f"index.{HUB}") and "/" not in path:
         path = f"library/{path}"
     return DockerName(HUB if host == f"index.{HUB}" else host, path, tag, digest)
+
+
+def plain_host(host: str) -> str:
+    """A host as every spelling of it is written: in lower case, its port without leading zeros."""
+    name, colon, port = host.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()):
+        return host.lower()
+    return f"{name.lower()}:{int(port)}"
 
 
 def _split_host(name: str) -> tuple[str, str]:

@@ -102,6 +102,7 @@ def _docker(text: str, rest: str) -> Reference:
     if not rest.startswith("//"):
         hint = f"write docker://{shown(rest)}" if parse_name(rest, short=False) else SUPPORTED
         raise ImageReferenceError(f"image reference {shown(text)}: docker: without //", hint=hint)
+    _refuse_credentials(text)
     name = parse_name(rest[2:], short=False)
     if name is None:
         raise ImageReferenceError(
@@ -114,6 +115,7 @@ def _docker(text: str, rest: str) -> Reference:
 
 def _bare(text: str) -> Reference:
     """A name as Podman takes it: with a host, or short."""
+    _refuse_credentials(text)
     name = None if text in TRANSPORTS else parse_name(text, short=True)
     transport = text.partition(":")[0]
     if name is None or transport in (*_SKOPEO, *_OTHERS):
@@ -124,6 +126,17 @@ def _bare(text: str) -> Reference:
     if name.host:
         return Reference("docker", f"{name.host}/{name.path}", name.tag, name.digest)
     return Reference("docker", name.path, name.tag, name.digest, short=True)
+
+
+def _refuse_credentials(text: str) -> None:
+    """Raise ImageReferenceError, without repeating it, for what looks like a secret before a host."""
+    before, at, rest = text.partition("@")
+    start = before.rfind("/") + 1
+    if at and "/" in rest and ":" in before[start:]:
+        raise ImageReferenceError(
+            f"image reference {shown(before[:start])}...@{shown(rest)}: credentials before the host",
+            hint="credentials come from podman login or docker login, never from a reference",
+        )
 
 
 def _single(transport: str, rest: str, text: str) -> Reference:

@@ -109,7 +109,8 @@ def parse_claim(raw: bytes, kind: str) -> Claim:
     optional = fields(optional, "optional", (), tuple(optional) if isinstance(optional, dict) else ())
     text(optional.get("creator", ""), "optional.creator")
     stamp = optional.get("timestamp", 0)
-    if isinstance(stamp, bool) or not isinstance(stamp, int | float) or stamp != int(stamp):
+    whole_float = isinstance(stamp, float) and stamp.is_integer()  # as other languages write them
+    if isinstance(stamp, bool) or not (isinstance(stamp, int) or whole_float):
         raise PayloadError("optional.timestamp: expected an integer")
     critical = fields(whole["critical"], "critical", ("type", "image", "identity"))
     if text(critical["type"], "critical.type") != kind:

@@ -10,7 +10,7 @@ import json
 
 from hpcpod.errors import HpcpodError, TrustUnusable, UsageError
 from hpcpod.frozen import frozen
-from hpcpod.images.dockername import parse_name
+from hpcpod.images.dockername import parse_name, plain_host
 from hpcpod.images.limits import DEFAULT_LIMITS
 from hpcpod.images.strictjson import parse_object
 from hpcpod.images.trust.identity import is_prefix
@@ -117,6 +117,12 @@ def check_prefix(transport: str, prefix: str) -> None:
         if parts[0] or len(parts) < 2 or any(part in ("", ".", "..") for part in parts[1:]):
             raise UsageError(f"prefix {shown(prefix)}: expected an absolute path, not /, without // and ..")
         return
+    host = prefix.partition("/")[0]
+    if plain_host(host) != host:
+        raise UsageError(
+            f"prefix {shown(prefix)}: its host is not spelt as in names of images",
+            hint=f"write {shown(plain_host(host))}",
+        )
     if prefix.startswith("*."):
         if not is_prefix(prefix[2:]) or "/" in prefix or ":" in prefix:
             raise UsageError(f"prefix {shown(prefix)}: expected *.DOMAIN", hint="*.example.com, say")

@@ -151,6 +151,27 @@ def test_names_of_registries_are_completed(text: str, full: str) -> None:
     assert parse_reference(full) == parse_reference(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("LOCALHOST:5000/a", "localhost:5000"),
+        ("docker://H.Example:0443/a", "h.example:443"),
+        ("[::1]:80/a", "[::1]:80"),
+    ],
+)
+def test_a_host_has_one_spelling(text: str, host: str) -> None:
+    """A rule for it holds however it is written."""
+    assert parse_reference(text).path == f"{host}/a"
+
+
+@pytest.mark.parametrize("text", ["docker://me:s3cret@h.example/a", "me:s3cret@h.example/a:1"])
+def test_a_secret_in_a_reference_is_not_repeated(text: str) -> None:
+    with pytest.raises(ImageReferenceError) as caught:
+        parse_reference(text)
+    assert "s3cret" not in caught.value.lines()
+    assert "podman login" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("text", ["./image.sif", "/sw/image.sqsh", "~/image.aci"])
 def test_a_path_alone_is_answered_with_its_transport(text: str) -> None:
     with pytest.raises(ImageReferenceError) as caught:

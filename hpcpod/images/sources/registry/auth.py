@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CLIENT = "hpcpod"
 ANSWER = 256 << 10
 """Bytes of a token server's answer."""
+DAY = 86400
+"""No token is taken to be good for longer, in seconds."""
 LEAST_SECONDS = 60
 """How long a token is good that does not say it (spec/auth/token.md)."""
 MARGIN = 0.1
@@ -164,7 +166,7 @@ class Authorizer:
             self._refresh = refresh
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
             seconds = LEAST_SECONDS
-        return Token(f"Bearer {text}", before + min(float(seconds), 86400.0) * (1 - MARGIN))
+        return Token(f"Bearer {text}", before + min(seconds, DAY) * (1 - MARGIN))
 
 
 def basic(credentials: Credentials) -> str:

@@ -81,7 +81,9 @@ class Client:
             self._scheme = "http"
             try:
                 response = self._asked(path, headers)
-            except Trouble:
+            except Trouble as plain:
+                if not plain.unencrypted:  # it has answered: what it said is what is wrong
+                    raise
                 self._scheme = "https"
                 raise trouble from None
         self._settled = True

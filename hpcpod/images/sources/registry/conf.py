@@ -74,7 +74,7 @@ def parse_conf(raw: bytes, path: str) -> RegistriesConf:
 
     try:
         document = tomllib.loads(raw.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise UsageError(f"{shown(path)}: not TOML: {shown(str(error))}") from None
     reader = _Reader(path)
     if "registries" in document:

@@ -67,7 +67,7 @@ def _yaml(raw: bytes, path: str) -> object:
             if depth > DEPTH or nodes > NODES:
                 _wrong(path, "the file", f"at most {DEPTH} levels and {NODES} parts")
         return yaml.load(raw, Loader=_strict_loader())  # noqa: S506 - a subclass of the safe one
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError, OverflowError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrustUnusable(f"{shown(path)}: not YAML: {shown(first)}") from None
 
