@@ -62,11 +62,6 @@ class Settings:
     stamp: FileStamp | None = None
 
 
-SIZES = (
-    "bytes_out", "file_bytes", "names_bytes", "header_bytes", "json_bytes", "zstd_window", "config_bytes"
-)  # fmt: skip
-"""Limits that are sizes; the others are counts, or lengths of names, for which small numbers are right."""
-
 _KEYS = {
     "store": ("rootfs", "high", "low"),
     "site": ("store", "run", "account", "quota"),
@@ -224,6 +219,5 @@ class _Reader:
         found = []
         for key in self._tables.get("limits", {}):
             text = str(self.value("limits", key, 0, (str, int)))
-            parse = parse_bytes if key in SIZES else parse_size
-            found.append((key, parse(text, f"configuration {self._path}: [limits] {key}")))
+            found.append((key, parse_size(text, f"configuration {self._path}: [limits] {key}")))
         return tuple(found)

@@ -46,7 +46,7 @@ from hpcpod.images.trust.gates import gates as read_gates
 from hpcpod.log import Progress, StderrProgress, shown, size
 from hpcpod.model import Form, Platform, Pull
 from hpcpod.settings import read_settings
-from hpcpod.sizes import parse_bytes
+from hpcpod.sizes import parse_size
 
 SHORT = 19
 """Characters of a digest in tables: sha256: and 12 digits."""
@@ -83,7 +83,7 @@ def _limits(max_bytes: str | None = None) -> Limits:
     limits = configured(read_settings(os.environ))
     if max_bytes is None:
         return limits
-    return replace(limits, bytes_out=parse_bytes(max_bytes, "option --max-bytes"))
+    return replace(limits, bytes_out=parse_size(max_bytes, "option --max-bytes"))
 
 
 def _platform(text: str | None) -> Platform:

@@ -24,7 +24,7 @@ EVIL = image(
     symlink(b"l", b"../canary") + b"".join(file(b"f%d" % n, b"evil" * 300) for n in range(FILES)),
     compression="none",
 )
-ROUNDS = 334
+ROUNDS = 150
 """Of each kind: a thousand in all."""
 
 
