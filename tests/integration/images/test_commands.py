@@ -104,7 +104,7 @@ def test_units_of_max_bytes(user: Account, reference: str) -> None:
         "1Ki": 125,
         "0": 125,
         "2GB": 0,
-        "2560": 125,
+        "2560": 0,
         "2560B": 0,
         "4096": 0,
         "-1": 125,
