@@ -10,6 +10,7 @@ import time
 import click
 
 from hpcpod.cli.image_store import (
+    INSECURE,
     chosen_store,
     df,
     gc,
@@ -29,12 +30,11 @@ from hpcpod.errors import ImageNotFound, StoreUnusable
 from hpcpod.frozen import replace
 from hpcpod.images.limits import Limits, configured
 from hpcpod.images.sources.access import Access
-from hpcpod.images.sources.checks import SIGNATURE, parse_checks
 from hpcpod.images.sources.platforms import parse_platform, platform_of
 from hpcpod.images.sources.reference import Reference, parse_reference
 from hpcpod.images.sources.source import Described, open_source
 from hpcpod.images.stores import removal, upkeep
-from hpcpod.images.stores.admission import Terms
+from hpcpod.images.stores.admission import users_terms
 from hpcpod.images.stores.destination import announced, unpack_to
 from hpcpod.images.stores.ensure import ensure
 from hpcpod.images.stores.fetch import Order
@@ -42,7 +42,6 @@ from hpcpod.images.stores.forms import parse_form
 from hpcpod.images.stores.site import open_for_root
 from hpcpod.images.stores.store import Store, StoredImage, open_site
 from hpcpod.images.stores.supply import pull as pull_into_site
-from hpcpod.images.trust.gates import gates as read_gates
 from hpcpod.log import Progress, StderrProgress, shown, size
 from hpcpod.model import Form, Platform, Pull
 from hpcpod.settings import read_settings
@@ -60,13 +59,6 @@ _PULL = click.option(
     type=click.Choice([pull.value for pull in Pull]),
     default=Pull.ALWAYS.value,
     help="When to ask a registry what a name means (default: always).",
-)
-_INSECURE = click.option(
-    "--insecure-options",
-    "insecure",
-    metavar="CHECK,...",
-    multiple=True,
-    help="Switch off checks: signature, tls (a registry's certificate), http (registries without TLS).",
 )
 _SITE = click.option("--site", is_flag=True, help="In the site's store, as root.")
 _MAX_BYTES = click.option(
@@ -88,10 +80,6 @@ def _limits(max_bytes: str | None = None) -> Limits:
 
 def _platform(text: str | None) -> Platform:
     return parse_platform(text) if text else platform_of(os.uname().machine)
-
-
-def _checks(texts: tuple[str, ...]) -> frozenset[str]:
-    return parse_checks(texts, "option --insecure-options")
 
 
 def _access(reference: Reference, checks: frozenset[str]) -> Access:
@@ -117,11 +105,11 @@ def _announcements() -> str:
 @image.command()
 @_MAX_BYTES
 @_PLATFORM
-@_INSECURE
+@INSECURE
 @click.argument("reference", metavar="REF")
 @click.argument("destination", metavar="DEST")
 def unpack(
-    reference: str, destination: str, max_bytes: str | None, platform: str | None, insecure: tuple[str, ...]
+    reference: str, destination: str, max_bytes: str | None, platform: str | None, insecure: frozenset[str]
 ) -> None:
     """Unpack the image REF to the new directory DEST.
 
@@ -129,9 +117,7 @@ def unpack(
     """
     progress = StderrProgress()
     limits = _limits(max_bytes)
-    checks = _checks(insecure)
-    gates = read_gates(read_settings(os.environ), os.environ, os.getuid())
-    terms = Terms(gates.without_user() if SIGNATURE in checks else gates)
+    terms = users_terms(read_settings(os.environ), os.environ, os.getuid(), insecure)
     parsed = parse_reference(reference)
     with announced(_announcements(), destination):
         _, unpacked = unpack_to(
@@ -140,7 +126,7 @@ def unpack(
             _platform(platform),
             limits,
             progress,
-            access=_access(parsed, checks),
+            access=_access(parsed, insecure),
             terms=terms,
         )
     _note_skipped(progress, unpacked.skipped)
@@ -151,7 +137,7 @@ def unpack(
 @_PLATFORM
 @click.option("--rootfs", metavar="FORM", default="auto", help="dir, squashfs, erofs, or auto (default).")
 @_PULL
-@_INSECURE
+@INSECURE
 @_SITE
 @click.argument("reference", metavar="REF")
 def pull(  # noqa: PLR0913 - an option each
@@ -161,7 +147,7 @@ def pull(  # noqa: PLR0913 - an option each
     platform: str | None,
     rootfs: str,
     when: str,
-    insecure: tuple[str, ...],
+    insecure: frozenset[str],
     site: bool,
 ) -> None:
     """Verify and unpack the image REF into the store.
@@ -171,7 +157,7 @@ def pull(  # noqa: PLR0913 - an option each
     progress = StderrProgress()
     settings = read_settings(os.environ)
     form = parse_form(rootfs, "option --rootfs")
-    limits, checks = _limits(max_bytes), _checks(insecure)
+    limits = _limits(max_bytes)
     order = Order(
         reference,
         _platform(platform),
@@ -180,7 +166,7 @@ def pull(  # noqa: PLR0913 - an option each
         "",
         settings,
         form,
-        Access(os.environ, checks, progress=progress),
+        Access(os.environ, insecure, progress=progress),
         Pull(when),
     )
     click.echo(_pull_into_site(order) if site else _pull(order))
@@ -285,12 +271,12 @@ def _has(store: Store, name: str) -> bool:
 @image.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 @_PLATFORM
-@_INSECURE
+@INSECURE
 @click.argument("reference", metavar="REF")
-def inspect(reference: str, as_json: bool, platform: str | None, insecure: tuple[str, ...]) -> None:
+def inspect(reference: str, as_json: bool, platform: str | None, insecure: frozenset[str]) -> None:
     """Show what the image REF is, without unpacking it."""
     parsed = parse_reference(reference)
-    with open_source(parsed, _limits(), _access(parsed, _checks(insecure))) as source:
+    with open_source(parsed, _limits(), _access(parsed, insecure)) as source:
         described = source.describe(_platform(platform))
     facts = _facts(reference, described)
     if as_json:

@@ -250,6 +250,14 @@ def _each(names: tuple[str, ...], site: bool, change: object) -> None:
         click.echo(image.digest)
 
 
+INSECURE = click.option(
+    "--insecure-options",
+    "insecure",
+    metavar="CHECK,...",
+    multiple=True,
+    callback=lambda _context, _option, texts: parse_checks(texts, "option --insecure-options"),
+    help="Switch off checks: signature, tls (a registry's certificate), http (registries without TLS).",
+)
 _LEASE = click.option(
     "--lease", metavar="NAME", default="manual", help="Who needs it, a job for example (default: manual)."
 )
@@ -265,15 +273,9 @@ _LEASE = click.option(
     default=Pull.MISSING.value,
     help="When to ask a registry what a name means (default: missing).",
 )
-@click.option(
-    "--insecure-options",
-    "insecure",
-    metavar="CHECK,...",
-    multiple=True,
-    help="Switch off checks: signature, tls (a registry's certificate), http (registries without TLS).",
-)
+@INSECURE
 @click.argument("reference", metavar="REF")
-def mount(reference: str, lease: str, rootfs: str, when: str, insecure: tuple[str, ...]) -> None:
+def mount(reference: str, lease: str, rootfs: str, when: str, insecure: frozenset[str]) -> None:
     """Mount the image REF of the site's store for all users of this node, as root.
 
     It is pulled if it is not there.  Prints where it is.  It stays mounted until every lease on it has been
@@ -291,7 +293,7 @@ def mount(reference: str, lease: str, rootfs: str, when: str, insecure: tuple[st
         store.locks,
         settings,
         parse_form(rootfs, "option --rootfs"),
-        Access(os.environ, parse_checks(insecure, "option --insecure-options")),
+        Access(os.environ, insecure),
         Pull(when),
     )
     click.echo(mounts.pull_and_mount(store, order, lease))

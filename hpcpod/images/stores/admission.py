@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from hpcpod.frozen import frozen
+from hpcpod.images.sources.checks import SIGNATURE
 from hpcpod.images.trust.facts import Signature, Subject
-from hpcpod.images.trust.gates import Gates
+from hpcpod.images.trust.gates import Gates, gates
 from hpcpod.log import Progress
+from hpcpod.settings import Settings
 
 _LONGEST = 32
 Collect = Callable[[], tuple[Signature, ...]]
@@ -34,6 +36,17 @@ class Terms:
     site: bool = False
     waived: bool = False
     receipts: str = ""
+
+
+def users_terms(
+    settings: Settings, environment: Mapping[str, str], uid: int, insecure: frozenset[str], receipts: str = ""
+) -> Terms:
+    """For what a user starts or unpacks: who waives signatures waives their own gate, not the site's.
+
+    Raises TrustUnusable.
+    """
+    found = gates(settings, environment, uid)
+    return Terms(found.without_user() if SIGNATURE in insecure else found, receipts=receipts)
 
 
 @frozen

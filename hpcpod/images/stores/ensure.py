@@ -12,17 +12,15 @@ from hpcpod.errors import ImageNotFound
 from hpcpod.frozen import frozen
 from hpcpod.images.limits import DEFAULT_LIMITS, Limits
 from hpcpod.images.sources.access import Access
-from hpcpod.images.sources.checks import SIGNATURE
 from hpcpod.images.sources.layout import stamp_of
 from hpcpod.images.sources.platforms import check_fits, platform_of
 from hpcpod.images.sources.reference import Reference, parse_reference
 from hpcpod.images.sources.source import Source, open_source
 from hpcpod.images.stores import names
-from hpcpod.images.stores.admission import Admission, Terms, admit, tell_once
+from hpcpod.images.stores.admission import Admission, Terms, admit, tell_once, users_terms
 from hpcpod.images.stores.names import Known
 from hpcpod.images.stores.store import Store, open_site, open_store
 from hpcpod.images.trust.facts import Signature, Subject
-from hpcpod.images.trust.gates import gates as read_gates
 from hpcpod.log import Progress, Silent
 from hpcpod.model import FileStamp, Form, FuseImage, Phase, Platform, Pull, VerifiedImage
 from hpcpod.settings import Settings, read_settings
@@ -99,7 +97,6 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
     settings = settings or read_settings(environment)
     runtime = runtime_directory(environment, uid)
     own = open_store(environment, uid)
-    gates = read_gates(settings, environment, uid)
     wish = _Wish(
         text=reference,
         reference=parse_reference(reference),
@@ -111,7 +108,7 @@ def ensure(  # noqa: PLR0913 - each is a fact of its own, all but the first by n
         pull=pull,
         access=Access(environment, insecure, f"{own.tmp}/blobs", progress or Silent()),
         runtime=runtime,
-        terms=Terms(gates.without_user() if SIGNATURE in insecure else gates, receipts=f"{runtime}/trust"),
+        terms=users_terms(settings, environment, uid, insecure, f"{runtime}/trust"),
         site=open_site(settings),
         own=own,
     )
